@@ -1,0 +1,92 @@
+"""Records for machines (JSON lines, as they come) and for people (a table, at the end)."""
+
+import json
+import sys
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import Record
+
+# Heading and field, in the order of the table.
+SERVE_COLUMNS = {
+    "n": "n",
+    "in": "input",
+    "out": "output",
+    "wall s": "wall_s",
+    "out tok/s": "out_tok_s",
+    "in tok/s": "in_tok_s",
+    "ITL ms": "itl_ms",
+    "first s": "first_token_wall",
+    "others": "other_cores",
+}
+COMPARE_COLUMNS = {
+    "n": "n",
+    "in": "input",
+    "out": "output",
+    "speed": "metric",
+    "A": "a",
+    "B": "b",
+    "A/B min": "ratio_min",
+    "median": "ratio_median",
+    "max": "ratio_max",
+    "same": "agreement",
+    "others": "other_cores",
+}
+
+
+def emit(records: Iterable[Record], *, as_table: bool) -> None:
+    """Write the records to standard output."""
+    if as_table:
+        _print_table(list(records))
+        return
+    for record in records:
+        sys.stdout.write(json.dumps(record) + "\n")
+        sys.stdout.flush()
+
+
+def machine_line(machine: Record) -> str:
+    """Say in one line what the figures were taken on."""
+    return (
+        f"{machine.get('gpu', machine['cpu'])}, {machine['cores']} cores, {machine['threads']} threads: product fp32"
+        f" {machine['fp32_gflops']:g}, bf16 {machine['bf16_gflops']:g}, int8 {machine['int8_gflops']:g} GFLOP/s;"
+        f" memory read {machine['read_gb_s']:g} GB/s; load before {machine['load_1m']:g}"
+    )
+
+
+def _print_table(records: list[Record]) -> None:
+    console = Console()
+    if not records:
+        return
+    first = records[0]
+    if first["kind"] == "machine":
+        console.print(machine_line(first["machine"]), soft_wrap=True)
+        return
+    columns = SERVE_COLUMNS if first["kind"] == "serve" else COMPARE_COLUMNS
+    table = Table(title=_title(first), caption=machine_line(first["machine"]))
+    for heading in columns:
+        table.add_column(heading)
+    for record in records:
+        table.add_row(*(_cell(record[field]) for field in columns.values()))
+    console.print(table)
+
+
+def _title(record: Record) -> str:
+    if record["kind"] == "serve":
+        return _engine(record)
+    return f"A = {_engine(record['a'])}\nB = {_engine(record['b'])}"
+
+
+def _engine(record: Record) -> str:
+    return (
+        f"{record['engine']} {record['engine_version']}, {record['model']} {record['precision']},"
+        f" ready in {record['ready_s']:g} s"
+    )
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, dict):
+        low, high = min(value["values"]), max(value["values"])
+        return f"{low:g}" if low == high else f"{low:g} .. {high:g}"
+    return "" if value is None else str(value)

@@ -1,0 +1,1 @@
+"""Schedule, run, finish: the loop that turns requests into tokens."""

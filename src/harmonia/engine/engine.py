@@ -1,0 +1,289 @@
+"""The engine: schedule, launch, finish."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from harmonia.config import EngineConfig
+from harmonia.engine.backbone import Backbone
+from harmonia.engine.memory import MemoryPlan
+from harmonia.engine.requests import (
+    FinishReason,
+    SequenceError,
+    SequenceOutput,
+    SequenceRequest,
+    TokenScore,
+    unpack_ids,
+)
+from harmonia.engine.runner import Launched, Result, Runner
+from harmonia.engine.scheduler import Scheduler
+from harmonia.engine.sequence import Sequence, State
+from harmonia.engine.stats import EngineStats, StatsRecorder
+from harmonia.errors import (
+    DeadlineExceededError,
+    HarmoniaError,
+    InvalidRequestError,
+    SequenceTooLongError,
+    UnavailableError,
+)
+
+
+class Engine:
+    """Serves one backbone and its adapters on one device. Single-threaded: one caller steps it and talks to it."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        plan = backbone.plan
+        self.backbone = backbone
+        self._scheduler = Scheduler(
+            plan.scheduler,
+            backbone.pool,
+            backbone.sessions,
+            max_seq_len=plan.max_seq_len,
+            prefix_caching=plan.config.cache.prefix_caching,
+        )
+        self._runner = Runner(
+            backbone.decoder, backbone.caches, max_running=plan.scheduler.max_running, device=backbone.device
+        )
+        self._sequences: dict[int, Sequence] = {}
+        self._in_flight: deque[Launched] = deque()
+        self._orphaned: list[SequenceOutput] = []
+        self._num_overlapped = 1 if backbone.device.type == "cuda" else 0
+        self._stats = StatsRecorder()
+
+    @staticmethod
+    def load(
+        model: str, key: str, config: EngineConfig, progress: Callable[[float], None] | None = None
+    ) -> Engine:
+        """Plan the memory, then load the model at a path; `progress` hears values from 0 to 1.
+
+        Raises `InsufficientMemoryError` before anything large is allocated, `UnsupportedModelError` for broken files.
+        """
+        return Engine(Backbone.load(model, key, config, progress))
+
+    # --------------------------------------------------------------------------------------------- the loop
+
+    def step(self) -> list[SequenceOutput]:
+        """One step: what it brought, nothing when nothing could run.
+
+        On a GPU the results of a step are read while the next one computes.
+        """
+        outputs = self._expire()
+        batch = self._scheduler.schedule()
+        if batch is not None:
+            self._in_flight.append(self._runner.launch(batch))
+            self._stats.batch_size.observe(len(batch.work))
+            self._stats.counters["steps"] += 1
+            self._stats.counters["batch_tokens"] += batch.num_tokens
+        if len(self._in_flight) > (self._num_overlapped if batch is not None else 0):
+            outputs += self._finish(self._in_flight.popleft())
+        return outputs
+
+    def _finish(self, launched: Launched) -> list[SequenceOutput]:
+        results = launched.read()
+        for work in launched.batch.work:
+            self._scheduler.publish(work)
+        now = time.monotonic()
+        outputs = [self._collect(result, now) for result in results]
+        return [output for output in outputs if output is not None]
+
+    @property
+    def has_work(self) -> bool:
+        """Some sequence is not finished yet."""
+        return bool(self._sequences or self._in_flight or self._orphaned)
+
+    @property
+    def next_deadline_s(self) -> float | None:
+        """Monotonic time at which `step` must be called even if nothing else happens."""
+        return self._scheduler.next_deadline_s
+
+    # ------------------------------------------------------------------------------------------- requests
+
+    def add(self, request: SequenceRequest) -> None:
+        """Queue a request; everything wrong with it is raised here, before it takes anything."""
+        instance = self.backbone.instance(request.model)
+        self._check(request)
+        sequence = Sequence.create(request, instance, self.backbone.eos_ids, self.backbone.plan.max_seq_len)
+        self._scheduler.add(sequence)
+        self._sequences[request.seq_id] = sequence
+        self._stats.models[request.model].counters["requests"] += 1
+
+    def cancel(self, seq_id: int) -> None:
+        """Drop a sequence; its blocks are free at once."""
+        sequence = self._sequences.pop(seq_id, None)
+        if sequence is not None:
+            self._scheduler.finish(sequence)
+            self._stats.models[sequence.instance.key].counters["cancelled"] += 1
+
+    def hold(self, seq_id: int) -> None:
+        """Pause a sequence until `release`."""
+        if seq_id in self._sequences:
+            self._sequences[seq_id].held = True
+
+    def release(self, seq_id: int) -> None:
+        """Go on with a paused sequence."""
+        if seq_id in self._sequences:
+            self._sequences[seq_id].held = False
+
+    def provide_mask(self, seq_id: int, num_generated: int, mask: bytes) -> None:
+        """Allowed tokens, one bit each, for the token after `num_generated` generated ones."""
+        sequence = self._sequences.get(seq_id)
+        if sequence is not None:
+            sequence.masks = {num_generated: mask}
+
+    def close_session(self, session_id: str) -> None:
+        """Give up a session's claim on its cache blocks."""
+        self.backbone.sessions.close(session_id)
+
+    # -------------------------------------------------------------------------------------------- adapters
+
+    def load_adapter(self, key: str, path: str) -> None:
+        """Load a PEFT folder; requests may name it at once."""
+        self.backbone.load_adapter(key, path)
+
+    def unload_adapter(self, key: str) -> None:
+        """Free an adapter's slot; its requests end with `UnavailableError` in the next step."""
+        instance = self.backbone.unload_adapter(key)
+        error = UnavailableError(f"adapter {key!r} was unloaded; load it again or use another model")
+        for sequence in [item for item in self._sequences.values() if item.instance is instance]:
+            self._orphaned.append(self._fail(sequence, error))
+
+    # -------------------------------------------------------------------------------------------- insight
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """The memory plan that loading enforced."""
+        return self.backbone.plan
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges of this moment."""
+        scheduler, pool = self._scheduler, self.backbone.pool
+        gauges = {
+            "queue_length": float(len(scheduler.waiting)),
+            "running": float(len(scheduler.running)),
+            "cache_blocks": float(pool.num_blocks),
+            "cache_blocks_held": float(pool.num_held),
+            "cache_occupancy": pool.num_held / pool.num_blocks,
+            "sessions": float(len(self.backbone.sessions)),
+            "adapters": float(len(self.backbone.adapters)),
+        }
+        counters = {
+            "preemptions": float(scheduler.num_preemptions),
+            "evictions": float(pool.num_evictions),
+            "prefix_query_tokens": float(scheduler.num_prefix_queries),
+            "prefix_hit_tokens": float(scheduler.num_prefix_hits),
+        }
+        return self._stats.snapshot(gauges, counters)
+
+    # --------------------------------------------------------------------------------------------- inside
+
+    def _check(self, request: SequenceRequest) -> None:
+        prompt, limit = unpack_ids(request.token_ids), self.backbone.plan.max_seq_len
+        if request.seq_id in self._sequences:
+            raise InvalidRequestError(f"sequence {request.seq_id} is still running; use another id")
+        if len(prompt) == 0:
+            raise InvalidRequestError("the prompt is empty; give at least one token", field="prompt")
+        room = limit if request.embed else limit - 1
+        if len(prompt) > room:
+            raise SequenceTooLongError(
+                f"the prompt has {len(prompt)} tokens, and at most {room} leave room for an answer; shorten it or "
+                "serve with a larger max_seq_len (--max-seq-len, --kv-cache-len)",
+                num_tokens=len(prompt),
+                limit=limit,
+            )
+        vocab_size = self.backbone.decoder.config.vocab_size
+        bad = prompt[(prompt < 0) | (prompt >= vocab_size)]
+        if len(bad):
+            raise InvalidRequestError(
+                f"token id {int(bad[0])} is outside the vocabulary of {vocab_size}", field="prompt"
+            )
+        request.sampling.validate(vocab_size)
+
+    def _collect(self, result: Result, now: float) -> SequenceOutput | None:
+        """Apply one result to its sequence: what its client gets to know."""
+        sequence = result.work.sequence
+        request = sequence.request
+        if sequence.state is State.FINISHED:
+            return None  # cancelled, or ended one token earlier while this step was on its way
+        if len(sequence.prompt_scores) < sequence.num_prompt - 1:
+            sequence.prompt_scores += result.prompt_scores
+        if request.embed:
+            return self._end(sequence, SequenceOutput(seq_id=request.seq_id, embedding=result.embedding))
+        if result.token_id is None:
+            return None
+        return self._append(sequence, result.token_id, result, now)
+
+    def _append(self, sequence: Sequence, token_id: int, result: Result, now: float) -> SequenceOutput:
+        first = sequence.awaits_first_token
+        sequence.tokens[sequence.num_tokens] = token_id
+        sequence.num_tokens += 1
+        sequence.num_sampling -= 1
+        self._observe_token(sequence, now, first=first)
+        reason = _finish_reason(sequence, token_id)
+        output = SequenceOutput(
+            seq_id=sequence.request.seq_id,
+            token_ids=(token_id,),
+            scores=(result.score,) if result.score is not None else (),
+            finish_reason=reason,
+            version=sequence.instance.version,
+            cached_tokens=sequence.cached_tokens if first else 0,
+            queue_s=(sequence.started_s or now) - sequence.request.arrival_s if first else 0.0,
+            prompt_scores=_prompt_scores(sequence) if first else (),
+        )
+        return self._end(sequence, output) if reason else output
+
+    def _end(self, sequence: Sequence, output: SequenceOutput) -> SequenceOutput:
+        self._scheduler.finish(sequence)
+        del self._sequences[sequence.request.seq_id]
+        counters = self._stats.models[sequence.instance.key].counters
+        counters["failed" if output.error else "finished"] += 1
+        return output
+
+    def _observe_token(self, sequence: Sequence, now: float, *, first: bool) -> None:
+        model = self._stats.models[sequence.instance.key]
+        model.counters["generated_tokens"] += 1
+        if first:
+            arrival = sequence.request.arrival_s
+            model.counters["prompt_tokens"] += sequence.num_prompt
+            model.counters["cached_tokens"] += sequence.cached_tokens
+            model.ttft_seconds.observe(now - arrival)
+            model.queue_seconds.observe((sequence.started_s or now) - arrival)
+        elif sequence.last_token_s is not None:
+            model.inter_token_seconds.observe(now - sequence.last_token_s)
+        sequence.last_token_s = now
+
+    def _expire(self) -> list[SequenceOutput]:
+        """End what is overdue, and tell of what lost its adapter."""
+        outputs, self._orphaned = self._orphaned, []
+        now = time.monotonic()
+        for sequence in self._scheduler.expired(now):
+            self._stats.models[sequence.instance.key].counters["ttft_timeouts"] += 1
+            outputs.append(self._fail(sequence, _overdue(sequence, now)))
+        return outputs
+
+    def _fail(self, sequence: Sequence, error: HarmoniaError) -> SequenceOutput:
+        return self._end(sequence, SequenceOutput(seq_id=sequence.request.seq_id, error=SequenceError.of(error)))
+
+
+def _prompt_scores(sequence: Sequence) -> tuple[TokenScore, ...]:
+    if sequence.sampling.prompt_logprobs is None:
+        return ()
+    return (TokenScore(None), *sequence.prompt_scores)
+
+
+def _finish_reason(sequence: Sequence, token_id: int) -> FinishReason | None:
+    if token_id in sequence.stop_ids and sequence.num_generated >= sequence.sampling.min_tokens:
+        return "stop"
+    return "length" if sequence.num_tokens >= sequence.max_total else None
+
+
+def _overdue(sequence: Sequence, now: float) -> DeadlineExceededError:
+    waited_ms = round((now - sequence.request.arrival_s) * 1000)
+    return DeadlineExceededError(
+        f"no first token after {waited_ms} ms, and max_ttft_ms is {sequence.request.max_ttft_ms} (queue included); "
+        "raise max_ttft_ms in the request or of the model",
+        limit="max_ttft_ms",
+        limit_ms=sequence.request.max_ttft_ms,
+        waited_ms=waited_ms,
+    )

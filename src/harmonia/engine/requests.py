@@ -1,0 +1,99 @@
+"""What goes into the engine and what comes out of it: plain data, fit for msgpack.
+
+Token ids travel as little-endian int32 bytes, so that a long prompt costs one copy.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from harmonia.errors import HarmoniaError
+from harmonia.protocol.sampling import SamplingParams
+
+FinishReason = Literal["stop", "length"]
+
+
+class SequenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One sequence to generate, or one prompt to embed."""
+
+    seq_id: int
+    """Unique among the sequences alive in the engine."""
+    model: str
+    """Key of the backbone or of a loaded adapter."""
+    token_ids: bytes
+    """The prompt, int32."""
+    sampling: SamplingParams = SamplingParams()
+    session_id: str | None = None
+    arrival_s: float = 0.0
+    """`time.monotonic()` when the worker took the request in."""
+    ttft_deadline_s: float | None = None
+    """`time.monotonic()` by which the first token must be there."""
+    max_ttft_ms: int | None = None
+    """The limit behind that deadline, for its error."""
+    constrained: bool = False
+    """Every token needs a mask first: see `Engine.provide_mask`."""
+    embed: bool = False
+    """Return the prompt's embedding instead of generating."""
+
+
+class TopLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """Natural log-probability of one candidate."""
+
+    token_id: int
+    logprob: float
+
+
+class TokenScore(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probability of a token and of the best candidates at its place, untempered, full vocabulary."""
+
+    logprob: float | None
+    """None for the first token of a prompt."""
+    top: tuple[TopLogprob, ...] = ()
+
+
+class SequenceError(msgspec.Struct, frozen=True):
+    """An error in the form that crosses processes."""
+
+    code: str
+    message: str
+    details: dict[str, object] = {}
+
+    @staticmethod
+    def of(error: HarmoniaError) -> SequenceError:
+        """The wire form of an exception."""
+        return SequenceError(error.code, error.message, error.details)
+
+
+class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one sequence gained in one step."""
+
+    seq_id: int
+    token_ids: tuple[int, ...] = ()
+    scores: tuple[TokenScore, ...] = ()
+    """One per token when log-probabilities were asked for."""
+    finish_reason: FinishReason | None = None
+    error: SequenceError | None = None
+    """Set when the sequence ended with an error; nothing follows."""
+    version: int = 0
+    """Version of the weights that made these tokens."""
+    cached_tokens: int = 0
+    """Prompt tokens taken from the cache; on the first output."""
+    queue_s: float = 0.0
+    """Seconds before the sequence first ran; on the first output."""
+    prompt_scores: tuple[TokenScore, ...] = ()
+    """On the first output, when asked for."""
+    embedding: bytes = b""
+    """float32, for `embed` requests."""
+
+
+def pack_ids(ids: np.ndarray | list[int] | tuple[int, ...]) -> bytes:
+    """Token ids as little-endian int32 bytes."""
+    return np.asarray(ids, dtype="<i4").tobytes()
+
+
+def unpack_ids(data: bytes) -> np.ndarray:
+    """The reverse of `pack_ids`, read-only."""
+    return np.frombuffer(data, dtype="<i4")

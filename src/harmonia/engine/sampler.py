@@ -1,0 +1,133 @@
+"""From the settings of many requests to the tensors of one sampling step.
+
+Shapes: R rows that sample, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harmonia.engine.batch import Work
+from harmonia.kernels.sample import Penalties, SamplingTensors, sample
+from harmonia.protocol.sampling import SamplingParams
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+
+
+class Sampler:
+    """Samples the rows of a batch, each by its own request's settings."""
+
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self._vocab_size = vocab_size
+        self._device = device
+
+    def __call__(self, logits_RV: Tensor, rows: tuple[Work, ...]) -> Tensor:
+        """Next token of each row: ids_R, on the device."""
+        return sample(logits_RV, self._tensors(rows))
+
+    def _tensors(self, rows: tuple[Work, ...]) -> SamplingTensors:
+        params = [work.sequence.sampling for work in rows]
+        random = any(settings.temperature for settings in params)
+        return SamplingTensors(
+            temperature_R=self._floats([settings.temperature for settings in params]) if random else None,
+            uniform_R=self._uniform(rows) if random else None,
+            top_k_R=self._top_k(params) if random else None,
+            top_p_R=self._optional([settings.top_p for settings in params], 1.0) if random else None,
+            min_p_R=self._optional([settings.min_p for settings in params], 0.0) if random else None,
+            bias=self._bias(params),
+            banned=self._banned(rows),
+            penalties=self._penalties(rows),
+            masks=self._masks(rows),
+        )
+
+    def _uniform(self, rows: tuple[Work, ...]) -> Tensor:
+        seeds = np.array([work.sequence.seed & 0xFFFFFFFFFFFFFFFF for work in rows], dtype=np.uint64)
+        places = np.array([_num_generated(work) for work in rows], dtype=np.uint64)
+        return self._put(uniform(seeds, places))
+
+    def _top_k(self, params: list[SamplingParams]) -> Tensor | None:
+        if not any(settings.top_k for settings in params):
+            return None
+        counts = [min(settings.top_k or self._vocab_size, self._vocab_size) for settings in params]
+        return torch.tensor(counts, device=self._device)
+
+    def _bias(self, params: list[SamplingParams]) -> tuple[Tensor, Tensor, Tensor] | None:
+        entries = [
+            (row, token, value) for row, settings in enumerate(params) for token, value in settings.logit_bias.items()
+        ]
+        if not entries:
+            return None
+        rows, ids, values = zip(*entries, strict=True)
+        return self._ints(rows), self._ints(ids), self._floats(values)
+
+    def _banned(self, rows: tuple[Work, ...]) -> tuple[Tensor, Tensor] | None:
+        entries = [
+            (row, token)
+            for row, work in enumerate(rows)
+            if _num_generated(work) < work.sequence.sampling.min_tokens
+            for token in work.sequence.stop_ids
+        ]
+        if not entries:
+            return None
+        row_ids, ids = zip(*entries, strict=True)
+        return self._ints(row_ids), self._ints(ids)
+
+    def _penalties(self, rows: tuple[Work, ...]) -> Penalties | None:
+        chosen = [row for row, work in enumerate(rows) if work.sequence.needs_history]
+        if not chosen:
+            return None
+        sequences = [rows[row].sequence for row in chosen]
+        params = [sequence.sampling for sequence in sequences]
+        answers = [self._counts(item.tokens[item.num_prompt : item.num_tokens]) for item in sequences]
+        everything = [self._counts(item.tokens[: item.num_tokens]) for item in sequences]
+        return Penalties(
+            rows_P=self._ints(chosen),
+            answer_counts_PV=self._put(np.stack(answers).astype(np.float32)),
+            seen_PV=self._put(np.stack(everything) > 0),
+            repetition_P=self._floats([settings.repetition_penalty for settings in params]),
+            presence_P=self._floats([settings.presence_penalty for settings in params]),
+            frequency_P=self._floats([settings.frequency_penalty for settings in params]),
+        )
+
+    def _masks(self, rows: tuple[Work, ...]) -> tuple[Tensor, Tensor] | None:
+        chosen = [row for row, work in enumerate(rows) if work.sequence.request.constrained]
+        if not chosen:
+            return None
+        words = [np.frombuffer(rows[row].sequence.masks[_num_generated(rows[row])], dtype="<i4") for row in chosen]
+        return self._ints(chosen), self._put(np.stack(words))
+
+    def _counts(self, ids: np.ndarray) -> np.ndarray:
+        return np.bincount(ids, minlength=self._vocab_size)
+
+    def _optional(self, values: list[float], neutral: float) -> Tensor | None:
+        return self._floats(values) if any(value != neutral for value in values) else None
+
+    def _floats(self, values: list[float] | tuple[float, ...]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self._device)
+
+    def _ints(self, values: list[int] | tuple[int, ...]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._device)
+
+    def _put(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+
+def uniform(seeds: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """A number in [0, 1) for each (seed, place), by the mixing function of SplitMix64 (Steele et al., 2014)."""
+    with np.errstate(over="ignore"):
+        bits = _mix(_mix(seeds) + (places + np.uint64(1)) * _GOLDEN)
+    return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def _mix(bits: np.ndarray) -> np.ndarray:
+    bits = (bits ^ (bits >> np.uint64(30))) * _MIX[0]
+    bits = (bits ^ (bits >> np.uint64(27))) * _MIX[1]
+    return bits ^ (bits >> np.uint64(31))
+
+
+def _num_generated(work: Work) -> int:
+    """Generated tokens before the one that this work samples."""
+    return work.start + work.count - work.sequence.num_prompt

@@ -1,0 +1,150 @@
+"""One generation in flight."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+
+from harmonia.cache import extend_chain
+from harmonia.engine.requests import SequenceRequest, TokenScore, unpack_ids
+from harmonia.protocol.sampling import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """What a request addresses: the bare backbone or an adapter on it, at a version."""
+
+    key: str
+    version: int
+    root: bytes
+    """Root of its chains in the prefix index."""
+    adapter_slot: int | None = None
+    parent: str | None = None
+    created: int = 0
+    """Unix seconds."""
+
+
+class State(Enum):
+    """Where a sequence is."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Tokens, blocks and progress of one request.
+
+    `tokens[:num_tokens]` are known; `num_sampling` more were launched and not read yet. The cache holds the first
+    `num_computed`, counting those of steps still in flight.
+    """
+
+    request: SequenceRequest
+    instance: Instance
+    tokens: np.ndarray
+    num_prompt: int
+    num_tokens: int
+    max_total: int
+    stop_ids: frozenset[int]
+    seed: int
+    state: State = State.WAITING
+    slot: int = -1
+    """Row of the sequence in the arrays of the running ones."""
+    epoch: int = 0
+    """Counts preemptions; results of an earlier epoch must not publish blocks."""
+    num_computed: int = 0
+    num_sampling: int = 0
+    blocks: list[int] = field(default_factory=list)
+    chain: list[bytes] = field(default_factory=list)
+    """Keys of the full blocks of the known tokens."""
+    num_published: int = 0
+    held: bool = False
+    """The consumer asked for a pause."""
+    masks: dict[int, bytes] = field(default_factory=dict)
+    """Grammar masks by number of generated tokens before them."""
+    started_s: float | None = None
+    """When it first ran."""
+    last_token_s: float | None = None
+    cached_tokens: int = 0
+    prompt_scores: list[TokenScore] = field(default_factory=list)
+
+    @staticmethod
+    def create(request: SequenceRequest, instance: Instance, eos_ids: frozenset[int], max_seq_len: int) -> Sequence:
+        """A waiting sequence with room for its longest answer."""
+        prompt = unpack_ids(request.token_ids)
+        sampling = request.sampling
+        room = 0 if request.embed else max_seq_len - len(prompt)
+        max_new = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
+        tokens = np.empty(len(prompt) + max_new, dtype=np.int32)
+        tokens[: len(prompt)] = prompt
+        stop_ids = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else eos_ids)
+        return Sequence(
+            request=request,
+            instance=instance,
+            tokens=tokens,
+            num_prompt=len(prompt),
+            num_tokens=len(prompt),
+            max_total=len(tokens),
+            stop_ids=stop_ids,
+            seed=secrets.randbits(64) if sampling.seed is None else sampling.seed,
+        )
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """Its sampling settings."""
+        return self.request.sampling
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens generated and read."""
+        return self.num_tokens - self.num_prompt
+
+    @property
+    def num_total(self) -> int:
+        """Known tokens plus those in flight."""
+        return self.num_tokens + self.num_sampling
+
+    @property
+    def num_remaining(self) -> int:
+        """Tokens that still have to pass through the model before the next one can be sampled."""
+        return self.num_total - self.num_computed
+
+    @property
+    def is_blocked(self) -> bool:
+        """It must not be scheduled now: paused, complete once read, or in need of what is still in flight."""
+        if self.held:
+            return True
+        if self.num_sampling and (self.request.embed or self.needs_history or self.state is State.WAITING):
+            return True
+        if self.num_total >= self.max_total and not self.request.embed:
+            return True
+        return self.request.constrained and self.num_generated + self.num_sampling not in self.masks
+
+    @property
+    def needs_history(self) -> bool:
+        """Its penalties count the tokens so far, so the last one must have been read."""
+        sampling = self.sampling
+        return bool(sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty)
+
+    @property
+    def awaits_first_token(self) -> bool:
+        """Nothing was generated yet."""
+        return self.num_tokens == self.num_prompt
+
+    def extend_chain(self, block_size: int) -> None:
+        """Bring the chain of block keys up to the known tokens."""
+        extend_chain(self.chain, self.instance.root, self.tokens[: self.num_tokens], block_size)
+
+    def forget_progress(self) -> list[int]:
+        """Back to waiting with nothing computed: the blocks to release."""
+        blocks, self.blocks = self.blocks, []
+        self.state, self.slot = State.WAITING, -1
+        self.epoch += 1
+        self.num_computed = self.num_published = 0
+        if self.awaits_first_token:
+            self.prompt_scores.clear()
+        return blocks

@@ -1,0 +1,123 @@
+"""A fleet of processes on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+
+from harmonia.config import WorkerConfig
+from harmonia.fleet.process import WorkerProcess
+from harmonia.log import get_logger
+from harmonia.protocol.fleet import Fleet, WorkerFailure, WorkerState, WorkerStatus
+
+log = get_logger(__name__)
+
+FIRST_BACKOFF_S = 0.5
+LONGEST_BACKOFF_S = 30.0
+STABLE_AFTER_S = 60.0
+MAX_FAILED_LOADS = 3
+"""A worker that dies this often in a row while loading is given up."""
+
+
+class LocalFleet(Fleet):
+    """Worker processes of this machine, each with a socket in a private folder, restarted when they crash."""
+
+    def __init__(self, stop_timeout_s: float = 10.0) -> None:
+        self._stop_timeout_s = stop_timeout_s
+        self._folder = Path(tempfile.mkdtemp(prefix="harmonia-"))
+        self._statuses: dict[str, WorkerStatus] = {}
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._watchers: set[asyncio.Queue[WorkerStatus]] = set()
+
+    async def start(self, config: WorkerConfig) -> str:
+        """Begin to start a worker and return its replica id at once."""
+        replica = uuid.uuid4().hex[:8]
+        config = msgspec.structs.replace(config, socket=str(self._folder / f"{replica}.sock"))
+        self._report(
+            WorkerStatus(replica=replica, key=config.key, state=WorkerState.LOADING, socket=config.socket)
+        )
+        self._keepers[replica] = asyncio.create_task(self._keep(replica, config))
+        return replica
+
+    async def stop(self, replica: str) -> None:
+        """End a worker gracefully and forget it."""
+        keeper = self._keepers.pop(replica, None)
+        if keeper is None:
+            return
+        keeper.cancel()
+        await asyncio.gather(keeper, return_exceptions=True)
+        self._change(replica, state=WorkerState.STOPPED, pid=None)
+        del self._statuses[replica]
+
+    async def close(self) -> None:
+        """End every worker and remove the sockets."""
+        await asyncio.gather(*(self.stop(replica) for replica in list(self._keepers)))
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def statuses(self) -> tuple[WorkerStatus, ...]:
+        """The present state of every worker."""
+        return tuple(self._statuses.values())
+
+    async def watch(self) -> AsyncIterator[WorkerStatus]:
+        """The present state of every worker, then each change."""
+        queue: asyncio.Queue[WorkerStatus] = asyncio.Queue()
+        for status in self.statuses():
+            queue.put_nowait(status)
+        self._watchers.add(queue)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._watchers.discard(queue)
+
+    async def _keep(self, replica: str, config: WorkerConfig) -> None:
+        backoff_s, failed_loads = FIRST_BACKOFF_S, 0
+        while True:
+            process = await WorkerProcess.spawn(config)
+            try:
+                ready_s = await self._live(replica, process)
+            finally:
+                await process.stop(self._stop_timeout_s)
+            failed_loads = failed_loads + 1 if ready_s is None else 0
+            failure = process.failure()
+            if process.refused or failed_loads >= MAX_FAILED_LOADS:
+                self._change(replica, state=WorkerState.FAILED, pid=None, failure=failure)
+                return
+            if ready_s is not None and ready_s > STABLE_AFTER_S:
+                backoff_s = FIRST_BACKOFF_S
+            log.error("worker %s (%s) died: %s; restarting in %g s", replica, config.key, failure.message, backoff_s)
+            self._change(
+                replica, state=WorkerState.LOADING, pid=None, restarts=self._statuses[replica].restarts + 1
+            )
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
+
+    async def _live(self, replica: str, process: WorkerProcess) -> float | None:
+        """Follow a process from its start to its end; the seconds for which it was ready, None if it never was."""
+        self._change(replica, pid=process.pid)
+
+        def show(line: str) -> None:
+            if self._statuses[replica].state is WorkerState.LOADING:
+                self._change(replica, progress=line)
+
+        process.on_line = show
+        if not await process.wait_ready():
+            return None
+        started = asyncio.get_running_loop().time()
+        self._change(replica, state=WorkerState.READY, progress="")
+        await process.wait()
+        return asyncio.get_running_loop().time() - started
+
+    def _change(self, replica: str, **changes: WorkerState | WorkerFailure | str | int | None) -> None:
+        self._report(msgspec.structs.replace(self._statuses[replica], **changes))
+
+    def _report(self, status: WorkerStatus) -> None:
+        self._statuses[status.replica] = status
+        for queue in self._watchers:
+            queue.put_nowait(status)

@@ -1,0 +1,1 @@
+"""One operation, one file: the eager version is the specification, faster ones must agree with it."""

@@ -1,0 +1,88 @@
+"""Attention over a paged key/value cache.
+
+Shapes: T tokens of the batch, S sequences, H query heads, G key/value heads, D head size, N blocks, P tokens per block,
+M blocks of the longest sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+NO_WINDOW = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """Keys and values of one layer."""
+
+    k_NPGD: Tensor
+    v_NPGD: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PagedLayout:
+    """Where the tokens of a batch stand in the cache. Sequences with a single token (decodes) come first."""
+
+    slots_T: Tensor
+    """int64: block * P + offset at which each token's key and value are kept."""
+    block_table_SM: Tensor
+    """int32: blocks of each sequence in order; the rest of a row is unused."""
+    context_lens_S: Tensor
+    """int32: tokens of each sequence in the cache after this step's were written."""
+    query_lens: tuple[int, ...]
+    """Tokens of each sequence in this batch, on the host."""
+    context_lens: tuple[int, ...]
+    """`context_lens_S` on the host."""
+    num_decodes: int
+    """The first so many sequences have one token each."""
+
+
+def write_cache(k_TGD: Tensor, v_TGD: Tensor, cache: LayerCache, slots_T: Tensor) -> None:
+    """Put this step's keys and values where `slots_T` says."""
+    cache.k_NPGD.flatten(0, 1).index_copy_(0, slots_T, k_TGD)
+    cache.v_NPGD.flatten(0, 1).index_copy_(0, slots_T, v_TGD)
+
+
+def paged_attention(q_THD: Tensor, cache: LayerCache, layout: PagedLayout, scale: float, window: int) -> Tensor:
+    """Causal attention of each token over its sequence's cached tokens, its own included: out_THD.
+
+    window: a token sees this many tokens at most, itself included; 0 sees all.
+    """
+    out_THD = torch.empty_like(q_THD)
+    start = 0
+    for row, (num_queries, context_len) in enumerate(zip(layout.query_lens, layout.context_lens, strict=True)):
+        k_CGD, v_CGD = _gather(cache, layout.block_table_SM[row], context_len)
+        stop = start + num_queries
+        out_THD[start:stop] = dense_attention(q_THD[start:stop], k_CGD, v_CGD, scale, window)
+        start = stop
+    return out_THD
+
+
+def dense_attention(q_LHD: Tensor, k_CGD: Tensor, v_CGD: Tensor, scale: float, window: int) -> Tensor:
+    """Causal attention of the last L of C tokens over all C: out_LHD."""
+    num_queries, context_len = q_LHD.shape[0], k_CGD.shape[0]
+    positions_L = torch.arange(context_len - num_queries, context_len, device=q_LHD.device)
+    distance_LC = positions_L[:, None] - torch.arange(context_len, device=q_LHD.device)
+    visible_LC = distance_LC >= 0
+    if window != NO_WINDOW:
+        visible_LC &= distance_LC < window
+    out_HLD = F.scaled_dot_product_attention(
+        q_LHD.transpose(0, 1)[None],
+        k_CGD.transpose(0, 1)[None],
+        v_CGD.transpose(0, 1)[None],
+        attn_mask=visible_LC,
+        scale=scale,
+        enable_gqa=True,
+    )[0]
+    return out_HLD.transpose(0, 1)
+
+
+def _gather(cache: LayerCache, blocks_M: Tensor, context_len: int) -> tuple[Tensor, Tensor]:
+    block_size = cache.k_NPGD.shape[1]
+    blocks = blocks_M[: -(-context_len // block_size)].long()
+    k_CGD = cache.k_NPGD[blocks].flatten(0, 1)[:context_len]
+    return k_CGD, cache.v_NPGD[blocks].flatten(0, 1)[:context_len]

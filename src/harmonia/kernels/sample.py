@@ -1,0 +1,136 @@
+"""Choosing the next token of each row.
+
+Every row brings one uniform number that depends on its seed and position alone, and takes the token at which the
+cumulative probability of what its filters left passes that number. So a draw does not depend on the rest of the batch.
+Shapes: R rows, V vocabulary, B entries per bucket of the vocabulary, W words of 32 bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_BUCKET = 256
+_BITS = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Penalties:
+    """Counts of the tokens so far, for rows that penalise them."""
+
+    rows_P: Tensor
+    """int64: which rows."""
+    answer_counts_PV: Tensor
+    """float32: occurrences in the answer."""
+    seen_PV: Tensor
+    """bool: occurs in prompt or answer."""
+    repetition_P: Tensor
+    presence_P: Tensor
+    frequency_P: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingTensors:
+    """Settings of all rows; what no row uses is None and costs nothing."""
+
+    temperature_R: Tensor | None = None
+    """float32, 0 is greedy; None: every row is."""
+    uniform_R: Tensor | None = None
+    """float32 in [0, 1)."""
+    top_k_R: Tensor | None = None
+    """int64, the vocabulary's size for rows without."""
+    top_p_R: Tensor | None = None
+    min_p_R: Tensor | None = None
+    bias: tuple[Tensor, Tensor, Tensor] | None = None
+    """(rows, token ids, values to add)."""
+    banned: tuple[Tensor, Tensor] | None = None
+    """(rows, token ids) that must not come yet."""
+    penalties: Penalties | None = None
+    masks: tuple[Tensor, Tensor] | None = None
+    """(rows, int32 words [rows, W]) with a bit for each allowed token."""
+
+
+def sample(logits_RV: Tensor, params: SamplingTensors) -> Tensor:
+    """Next token of each row: ids_R. `logits_RV` is fp32 and stays as it is."""
+    logits_RV = _edit(logits_RV, params)
+    greedy_R = logits_RV.argmax(dim=-1)
+    if params.temperature_R is None:
+        return greedy_R
+    assert params.uniform_R is not None, "rows that sample bring their uniform numbers"
+    is_greedy_R = params.temperature_R == 0
+    temperature_R1 = torch.where(is_greedy_R, 1.0, params.temperature_R)[:, None]
+    probs_RV = _filter(torch.softmax(logits_RV / temperature_R1, dim=-1), params)
+    return torch.where(is_greedy_R, greedy_R, _inverse_cdf(probs_RV, params.uniform_R))
+
+
+def _edit(logits_RV: Tensor, params: SamplingTensors) -> Tensor:
+    """Logits after penalties, biases, bans and masks; a copy if any applies."""
+    edits = params.penalties, params.bias, params.banned, params.masks
+    if all(edit is None for edit in edits):
+        return logits_RV
+    logits_RV = logits_RV.clone()
+    if params.penalties is not None:
+        _penalise(logits_RV, params.penalties)
+    if params.bias is not None:
+        rows, ids, values = params.bias
+        logits_RV.index_put_((rows, ids), values, accumulate=True)
+    if params.banned is not None:
+        logits_RV[params.banned] = -torch.inf
+    if params.masks is not None:
+        rows, words_RW = params.masks
+        shifts = torch.arange(_BITS, dtype=torch.int32, device=words_RW.device)
+        allowed_RV = ((words_RW[:, :, None] >> shifts) & 1).flatten(1)[:, : logits_RV.shape[1]].bool()
+        allowed_RV = F.pad(allowed_RV, (0, logits_RV.shape[1] - allowed_RV.shape[1]))
+        logits_RV[rows] = logits_RV[rows].masked_fill(~allowed_RV, -torch.inf)
+    return logits_RV
+
+
+def _penalise(logits_RV: Tensor, penalties: Penalties) -> None:
+    logits_PV = logits_RV[penalties.rows_P]
+    repetition_P1 = penalties.repetition_P[:, None]
+    scaled_PV = torch.where(logits_PV > 0, logits_PV / repetition_P1, logits_PV * repetition_P1)
+    logits_PV = torch.where(penalties.seen_PV, scaled_PV, logits_PV)
+    logits_PV -= penalties.frequency_P[:, None] * penalties.answer_counts_PV
+    logits_PV -= penalties.presence_P[:, None] * (penalties.answer_counts_PV > 0)
+    logits_RV[penalties.rows_P] = logits_PV
+
+
+def _filter(probs_RV: Tensor, params: SamplingTensors) -> Tensor:
+    """Zero what top_k, top_p and min_p drop; equal probabilities stand or fall together."""
+    floors: list[Tensor] = []
+    if params.top_k_R is not None or params.top_p_R is not None:
+        sorted_RV = probs_RV.sort(dim=-1, descending=True).values
+        if params.top_k_R is not None:
+            floors.append(sorted_RV.gather(1, params.top_k_R[:, None] - 1))
+            sorted_RV = sorted_RV * (sorted_RV >= floors[-1])
+        if params.top_p_R is not None:
+            kept_R1 = sorted_RV.sum(dim=-1, keepdim=True)
+            before_RV = sorted_RV.cumsum(dim=-1) - sorted_RV
+            num_kept_R1 = (before_RV < params.top_p_R[:, None] * kept_R1).sum(dim=-1, keepdim=True).clamp(min=1)
+            floors.append(sorted_RV.gather(1, num_kept_R1 - 1))
+    if params.min_p_R is not None:
+        floors.append(params.min_p_R[:, None] * probs_RV.amax(dim=-1, keepdim=True))
+    for floor_R1 in floors:
+        probs_RV = probs_RV * (probs_RV >= floor_R1)
+    return probs_RV
+
+
+def _inverse_cdf(probs_RV: Tensor, uniform_R: Tensor) -> Tensor:
+    """First token at which the running sum passes `uniform` of the total, found bucket by bucket.
+
+    Two levels keep the sums short, so that fp32 does not round small probabilities away.
+    """
+    num_rows, vocab_size = probs_RV.shape
+    padded = F.pad(probs_RV, (0, -vocab_size % _BUCKET)).view(num_rows, -1, _BUCKET)
+    bucket_ends = padded.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    target_R1 = uniform_R.double()[:, None] * bucket_ends[:, -1:]
+    bucket_R1 = torch.searchsorted(bucket_ends, target_R1, right=True).clamp(max=bucket_ends.shape[1] - 1)
+    before_R1 = bucket_ends.gather(1, bucket_R1) - padded.sum(dim=-1, dtype=torch.float64).gather(1, bucket_R1)
+    inside_RB = padded[torch.arange(num_rows, device=probs_RV.device), bucket_R1[:, 0]].double()
+    ends_RB = inside_RB.cumsum(dim=-1)
+    offset_R1 = torch.searchsorted(ends_RB, target_R1 - before_R1, right=True)
+    last_R1 = (inside_RB > 0).int().mul(torch.arange(1, _BUCKET + 1, device=probs_RV.device)).amax(-1, keepdim=True) - 1
+    return (bucket_R1 * _BUCKET + torch.minimum(offset_R1, last_R1))[:, 0]

@@ -1,0 +1,1 @@
+"""Building blocks of decoders, on flat tokens, with adapters."""

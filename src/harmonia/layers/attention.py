@@ -1,0 +1,74 @@
+"""Multi-head attention with shared key/value heads.
+
+Shapes: T tokens, E features, H query heads, G key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from harmonia.layers.forward import Forward
+from harmonia.layers.linear import Linear, LinearPart
+from harmonia.layers.norm import RmsNorm
+from harmonia.layers.parameter import Parameter
+from harmonia.layers.rope import Rope
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """The numbers of one attention layer."""
+
+    layer: int
+    """Index in the decoder, which is also that of its cache."""
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    """Multiplies query-key products."""
+    window: int
+    """Tokens that a token sees, itself included; 0 sees all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Project, rotate, attend, project back."""
+
+    shape: AttentionShape
+    qkv: Linear
+    out: Linear
+    rope: Rope
+    q_norm: RmsNorm | None
+    k_norm: RmsNorm | None
+
+    def __call__(self, x_TE: Tensor, forward: Forward) -> Tensor:
+        """Attention of normalised inputs: y_TE."""
+        shape = self.shape
+        num_rotated = shape.num_heads + shape.num_kv_heads
+        qkv_TXD = self.qkv(x_TE, forward.adapters).unflatten(-1, (-1, shape.head_dim))
+        qk_TXD, v_TGD = qkv_TXD[:, :num_rotated], qkv_TXD[:, num_rotated:]
+        if self.q_norm is None or self.k_norm is None:
+            qk_TXD = self.rope(qk_TXD, forward.positions_T)
+            q_THD, k_TGD = qk_TXD[:, : shape.num_heads], qk_TXD[:, shape.num_heads :]
+        else:
+            q_THD = self.rope(self.q_norm(qk_TXD[:, : shape.num_heads]), forward.positions_T)
+            k_TGD = self.rope(self.k_norm(qk_TXD[:, shape.num_heads :]), forward.positions_T)
+        mixed_THD = forward.attention.attend(
+            shape.layer, q_THD, k_TGD, v_TGD, scale=shape.scale, window=shape.window
+        )
+        return self.out(mixed_THD.flatten(1), forward.adapters)
+
+    def parameters(self, prefix: str) -> Iterator[Parameter]:
+        """Projections and head norms."""
+        yield from self.qkv.parameters(prefix)
+        yield from self.out.parameters(prefix)
+        if self.q_norm is not None and self.k_norm is not None:
+            yield from self.q_norm.parameters(f"{prefix}q_norm.")
+            yield from self.k_norm.parameters(f"{prefix}k_norm.")
+
+    def linears(self, prefix: str) -> Iterator[LinearPart]:
+        """q, k, v and o projections."""
+        yield from self.qkv.linears(prefix)
+        yield from self.out.linears(prefix)

@@ -1,0 +1,40 @@
+"""Token embeddings. Shapes: T tokens, V vocabulary, E features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harmonia.kernels.matmul import Weight
+from harmonia.layers.linear import WeightFormat
+from harmonia.layers.parameter import Parameter, weight_tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """A row of features for each token id, times a constant."""
+
+    weight: Weight
+    vocab_size: int
+    hidden_size: int
+    dtype: torch.dtype
+    scale: float
+
+    @staticmethod
+    def create(vocab_size: int, hidden_size: int, fmt: WeightFormat, *, scale: float = 1.0) -> Embedding:
+        """Unfilled table; the scale is rounded to the type of activations, as the families' own code does."""
+        rounded = float(torch.tensor(scale, dtype=fmt.dtype))
+        return Embedding(fmt.matrix(vocab_size, hidden_size), vocab_size, hidden_size, fmt.dtype, rounded)
+
+    def __call__(self, token_ids_T: Tensor) -> Tensor:
+        """Rows of these tokens: x_TE."""
+        x_TE = self.weight.rows(token_ids_T).to(self.dtype)
+        return x_TE if self.scale == 1.0 else x_TE * self.scale
+
+    def parameters(self, prefix: str) -> Iterator[Parameter]:
+        """The table."""
+        shape = (self.vocab_size, self.hidden_size)
+        yield Parameter(f"{prefix}weight", shape, weight_tensors(self.weight), self.weight.fill)

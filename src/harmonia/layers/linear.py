@@ -1,0 +1,132 @@
+"""Linear layers whose parts share one matrix product and may carry adapters.
+
+Shapes: T tokens, K input features, N output features of all parts, R rank rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from harmonia.kernels.lora import LoraRows, LoraSegment, add_lora
+from harmonia.kernels.matmul import DenseWeight, Int8Weight, Weight, matmul
+from harmonia.layers.parameter import Parameter, vector_parameter, weight_tensors
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFormat:
+    """In which type and where weights are kept."""
+
+    dtype: torch.dtype
+    """Type of activations, and of weights unless `int8`."""
+    device: torch.device
+    int8: bool = False
+    """Keep matrices in 8 bits."""
+
+    def matrix(self, num_out: int, num_in: int) -> Weight:
+        """Unfilled storage of a matrix."""
+        if self.int8:
+            return Int8Weight.empty(num_out, num_in, self.device)
+        return DenseWeight.empty(num_out, num_in, self.dtype, self.device)
+
+    def vector(self, size: int) -> Tensor:
+        """Unfilled storage of a vector."""
+        return torch.empty(size, dtype=self.dtype, device=self.device)
+
+
+@dataclass(slots=True)
+class LoraPart:
+    """Arena of one part of a linear layer, shared by all adapters."""
+
+    a_RK: Tensor
+    b_RN: Tensor
+    rows_of_slot: list[LoraRows]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A range of output features with a name of its own, such as `q_proj` in a fused projection."""
+
+    name: str
+    start: int
+    size: int
+
+
+@dataclass(slots=True)
+class Linear:
+    """y = x W^T + b, several named parts side by side, plus the low-rank additions of adapters."""
+
+    parts: tuple[Part, ...]
+    num_in: int
+    weight: Weight
+    bias_N: Tensor | None
+    lora: dict[str, LoraPart] = field(default_factory=dict)
+    """By part name; filled by the adapter bank."""
+
+    @staticmethod
+    def create(num_in: int, sizes: dict[str, int], fmt: WeightFormat, *, bias: bool = False) -> Linear:
+        """Unfilled layer with these parts, in order."""
+        parts, start = [], 0
+        for name, size in sizes.items():
+            parts.append(Part(name, start, size))
+            start += size
+        return Linear(tuple(parts), num_in, fmt.matrix(start, num_in), fmt.vector(start) if bias else None)
+
+    def part(self, name: str) -> Part:
+        """The part of that name."""
+        return next(part for part in self.parts if part.name == name)
+
+    def __call__(self, x_TK: Tensor, adapters: tuple[LoraSegment, ...]) -> Tensor:
+        """Apply to a batch."""
+        y_TN = matmul(x_TK, self.weight, self.bias_N)
+        if adapters:
+            for part in self.parts:
+                lora = self.lora.get(part.name)
+                if lora is not None:
+                    y_part = y_TN[:, part.start : part.start + part.size]
+                    add_lora(y_part, x_TK, lora.a_RK, lora.b_RN, lora.rows_of_slot, adapters)
+        return y_TN
+
+    def parameters(self, prefix: str) -> Iterator[Parameter]:
+        """Weight, and bias if any, of every part."""
+        for part in self.parts:
+            yield Parameter(
+                f"{prefix}{part.name}.weight",
+                (part.size, self.num_in),
+                weight_tensors(self.weight),
+                lambda start, rows, first=part.start: self.weight.fill(first + start, rows),
+            )
+            if self.bias_N is not None:
+                bias = self.bias_N[part.start : part.start + part.size]
+                yield vector_parameter(f"{prefix}{part.name}.bias", bias)
+
+    def linears(self, prefix: str) -> Iterator[LinearPart]:
+        """Every part."""
+        for part in self.parts:
+            yield LinearPart(f"{prefix}{part.name}", self, part.name)
+
+
+class LinearPart(NamedTuple):
+    """A named projection, as adapters address it."""
+
+    path: str
+    """Such as `self_attn.q_proj`, below its layer."""
+    linear: Linear
+    part: str
+    """Its part of `linear`, such as `q_proj`."""
+
+
+class Module(Protocol):
+    """A piece of a decoder that owns parameters. Prefixes end with a dot."""
+
+    def parameters(self, prefix: str) -> Iterator[Parameter]:
+        """Every parameter below, its name led by `prefix`."""
+        ...
+
+    def linears(self, prefix: str) -> Iterator[LinearPart]:
+        """Every projection that may carry adapters."""
+        ...

@@ -1,0 +1,63 @@
+"""Mixture of experts: each token passes through the few experts that a router picks.
+
+Shapes: T tokens, E features, X experts, K experts of one token, N tokens of one expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harmonia.kernels.lora import LoraSegment
+from harmonia.layers.linear import Linear, LinearPart
+from harmonia.layers.mlp import GatedMlp
+from harmonia.layers.parameter import Parameter
+
+
+@dataclass(frozen=True, slots=True)
+class SparseMoe:
+    """Weighted sum of the chosen experts. Neither router nor experts carry adapters."""
+
+    router: Linear
+    experts: tuple[GatedMlp, ...]
+    num_chosen: int
+    normalize: bool
+    """Scale the weights of a token's experts to sum to one."""
+
+    def __call__(self, x_TE: Tensor, adapters: tuple[LoraSegment, ...]) -> Tensor:
+        """Apply to normalised inputs: y_TE."""
+        weight_TK, expert_TK = self._route(x_TE)
+        # Sorting by expert makes each expert's tokens one range, with a single transfer of counts to the host.
+        order_TK = expert_TK.flatten().argsort(stable=True)
+        counts = torch.bincount(expert_TK.flatten(), minlength=len(self.experts)).tolist()
+        token_TK = order_TK // self.num_chosen
+        sorted_x = x_TE[token_TK]
+        sorted_weight = weight_TK.flatten()[order_TK, None]
+        y_TE, start = torch.zeros_like(x_TE), 0
+        for expert, count in zip(self.experts, counts, strict=True):
+            if count:
+                rows = slice(start, start + count)
+                y_NE = expert(sorted_x[rows], ()) * sorted_weight[rows]
+                y_TE.index_add_(0, token_TK[rows], y_NE)
+                start += count
+        return y_TE
+
+    def _route(self, x_TE: Tensor) -> tuple[Tensor, Tensor]:
+        probs_TX = self.router(x_TE, ()).softmax(dim=-1, dtype=torch.float32)
+        weight_TK, expert_TK = probs_TX.topk(self.num_chosen, dim=-1)
+        if self.normalize:
+            weight_TK = weight_TK / weight_TK.sum(dim=-1, keepdim=True)
+        return weight_TK.to(x_TE.dtype), expert_TK
+
+    def parameters(self, prefix: str) -> Iterator[Parameter]:
+        """Router and experts."""
+        yield from self.router.parameters(prefix)
+        for index, expert in enumerate(self.experts):
+            yield from expert.parameters(f"{prefix}experts.{index}.")
+
+    def linears(self, prefix: str) -> Iterator[LinearPart]:
+        """None."""
+        return iter(())

@@ -1,0 +1,50 @@
+"""Registry: which file defines the layers of which family, and the building of a whole decoder."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from harmonia.layers.embedding import Embedding
+from harmonia.layers.linear import Linear, Part, WeightFormat
+from harmonia.layers.norm import RmsNorm
+from harmonia.models import gemma3, llama, qwen2, qwen3, qwen3_moe
+from harmonia.models.config import Family, ModelConfig
+from harmonia.models.decoder import Decoder, DecoderLayer, Ropes
+
+
+class LayerBuilder(Protocol):
+    """What a family's file provides."""
+
+    def __call__(self, config: ModelConfig, layer: int, fmt: WeightFormat, ropes: Ropes) -> DecoderLayer:
+        """Unfilled layer of this index."""
+        ...
+
+
+_BUILDERS: dict[Family, LayerBuilder] = {
+    "llama": llama.build_layer,
+    "mistral": llama.build_layer,
+    "qwen2": qwen2.build_layer,
+    "qwen3": qwen3.build_layer,
+    "qwen3_moe": qwen3_moe.build_layer,
+    "gemma3": gemma3.build_layer,
+}
+
+
+def build_decoder(config: ModelConfig, fmt: WeightFormat) -> Decoder:
+    """A decoder with all its storage allocated and nothing filled but the position tables.
+
+    On the `meta` device nothing is allocated; that is how sizes are counted.
+    """
+    ropes = Ropes.create(config, fmt)
+    embedding = Embedding.create(config.vocab_size, config.hidden_size, fmt, scale=config.embedding_scale)
+    build_layer = _BUILDERS[config.family]
+    layers = tuple(build_layer(config, layer, fmt, ropes) for layer in range(config.num_layers))
+    offset = gemma3.NORM_OFFSET if config.family == "gemma3" else 0.0
+    norm = RmsNorm.create(config.hidden_size, config.norm_eps, fmt, offset=offset)
+    return Decoder(config, fmt, ropes, embedding, layers, norm, _head(config, embedding, fmt))
+
+
+def _head(config: ModelConfig, embedding: Embedding, fmt: WeightFormat) -> Linear:
+    if config.tie_embeddings:
+        return Linear((Part("lm_head", 0, config.vocab_size),), config.hidden_size, embedding.weight, None)
+    return Linear.create(config.hidden_size, {"lm_head": config.vocab_size}, fmt)

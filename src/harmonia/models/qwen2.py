@@ -1,0 +1,13 @@
+"""Qwen2 and Qwen2.5: Llama's plan with biases on queries, keys and values, and a window in the upper layers if at all."""
+
+from __future__ import annotations
+
+from harmonia.layers.linear import WeightFormat
+from harmonia.models import blocks
+from harmonia.models.config import ModelConfig
+from harmonia.models.decoder import DecoderLayer, Ropes
+
+
+def build_layer(config: ModelConfig, layer: int, fmt: WeightFormat, ropes: Ropes) -> DecoderLayer:
+    """Pre-norm attention with `config.qkv_bias` and a gated feed-forward layer."""
+    return blocks.pre_norm_layer(config, layer, fmt, ropes, blocks.mlp(config, fmt))

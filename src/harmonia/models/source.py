@@ -1,0 +1,68 @@
+"""Opening a model: configuration and headers, cheap enough to do in any process, without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from harmonia.errors import UnsupportedModelError
+from harmonia.models.checkpoint import SafetensorsFolder, open_safetensors
+from harmonia.models.config import ModelConfig
+from harmonia.models.gguf import GgufFile, open_gguf
+from harmonia.models.gguf_config import gguf_model_config
+from harmonia.models.hf_config import read_config
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model on disk whose header was read and whose configuration is supported."""
+
+    path: Path
+    """The folder, or the GGUF file."""
+    config: ModelConfig
+    files: SafetensorsFolder | GgufFile
+    """Where its tensors are."""
+
+    @property
+    def gguf_path(self) -> Path | None:
+        """The GGUF file, if it is one."""
+        return self.path if isinstance(self.files, GgufFile) else None
+
+    @property
+    def tokenizer_dir(self) -> Path | None:
+        """The folder with tokenizer files; None when the GGUF file holds the tokenizer."""
+        return None if isinstance(self.files, GgufFile) else self.path
+
+    def limited(self, max_seq_len: int) -> ModelSource:
+        """The same model for sequences of at most this length, with position tables to match."""
+        length = min(max_seq_len, self.config.max_seq_len)
+        return replace(self, config=msgspec.structs.replace(self.config, max_seq_len=length))
+
+
+def open_model(path: str | Path) -> ModelSource:
+    """Open a Hugging Face folder, a GGUF file, or a folder with exactly one GGUF file.
+
+    Reads configuration and tensor headers only. Errors: UnsupportedModelError naming what is missing, broken or unknown.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UnsupportedModelError(f"{path}: no such file or folder", file=str(path))
+    if path.is_file():
+        return _open_gguf(path)
+    if (path / "config.json").exists():
+        config = read_config(path)
+        return ModelSource(path, config, open_safetensors(path))
+    candidates = sorted(path.glob("*.gguf"))
+    if len(candidates) == 1:
+        return _open_gguf(candidates[0])
+    found = f"{len(candidates)} GGUF files; name one" if candidates else "neither config.json nor a GGUF file"
+    raise UnsupportedModelError(f"{path}: not a model folder: {found}", file=str(path))
+
+
+def _open_gguf(path: Path) -> ModelSource:
+    if path.suffix == ".json" or path.suffix == ".safetensors":
+        raise UnsupportedModelError(f"{path}: give the model's folder, not one of its files", file=str(path))
+    file = open_gguf(path)
+    return ModelSource(path, gguf_model_config(file), file)

@@ -1,0 +1,113 @@
+"""Filling a decoder from files, tensor by tensor in chunks of rows, without a second copy of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from harmonia.errors import UnsupportedModelError
+from harmonia.layers.linear import WeightFormat
+from harmonia.layers.parameter import Parameter
+from harmonia.models.checkpoint import SafetensorsFolder
+from harmonia.models.config import ModelConfig
+from harmonia.models.decoder import Decoder
+from harmonia.models.families import build_decoder
+from harmonia.models.gguf import GgufFile
+from harmonia.models.gguf_tensors import GgufTensors
+from harmonia.models.source import ModelSource
+
+CHUNK_ITEMS = 1 << 22
+"""Values of a tensor that are converted at once: 16 MiB in fp32."""
+
+
+class TensorFiles(Protocol):
+    """Tensors by canonical name."""
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Every tensor that the files hold."""
+        ...
+
+    def read(self, name: str) -> Iterator[Tensor]:
+        """The tensor as consecutive ranges of its first dimension."""
+        ...
+
+
+def load_decoder(
+    source: ModelSource, fmt: WeightFormat, progress: Callable[[float], None] | None = None
+) -> Decoder:
+    """Allocate a decoder and fill it. `progress` is called with the share done, 0 to 1.
+
+    Errors: UnsupportedModelError naming the first missing, unexpected or misshaped tensor.
+    """
+    files = _tensor_files(source)
+    decoder = build_decoder(source.config, fmt)
+    parameters = list(decoder.parameters())
+    _check(files.shapes(), parameters, source)
+    total = sum(math.prod(parameter.shape) for parameter in parameters)
+    done = 0
+    for parameter in parameters:
+        start = 0
+        for rows in files.read(parameter.name):
+            parameter.fill(start, rows)
+            start += rows.shape[0]
+            done += rows.numel()
+            if progress is not None:
+                progress(done / total)
+    return decoder
+
+
+def _tensor_files(source: ModelSource) -> TensorFiles:
+    if isinstance(source.files, GgufFile):
+        return GgufTensors(source.files, source.config, CHUNK_ITEMS)
+    return _SafetensorsReader(source.files)
+
+
+def _check(found: Mapping[str, tuple[int, ...]], parameters: list[Parameter], source: ModelSource) -> None:
+    expected = {parameter.name: parameter.shape for parameter in parameters}
+    for name, shape in expected.items():
+        if name not in found:
+            raise _wrong(source, name, f"is missing, expected shape {list(shape)}")
+        if found[name] != shape:
+            raise _wrong(source, name, f"has shape {list(found[name])}, expected {list(shape)}")
+    for name in found:
+        if name not in expected and not _is_ignorable(name, source.config):
+            raise _wrong(source, name, f"is not part of a {source.config.family} model of this configuration")
+
+
+def _is_ignorable(name: str, config: ModelConfig) -> bool:
+    return name == "lm_head.weight" and config.tie_embeddings
+
+
+def _wrong(source: ModelSource, tensor: str, problem: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"{source.path}: tensor {tensor!r} {problem}", file=str(source.path), tensor=tensor)
+
+
+class _SafetensorsReader:
+    """Memory-mapped reading; a file stays open only while its tensors are read."""
+
+    def __init__(self, folder: SafetensorsFolder) -> None:
+        self._entries = folder.entries
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Every tensor of the folder."""
+        return {name: entry.shape for name, entry in self._entries.items()}
+
+    def read(self, name: str) -> Iterator[Tensor]:
+        """Ranges of rows, as stored."""
+        entry = self._entries[name]
+        try:
+            with safe_open(entry.file, framework="pt") as file:
+                if len(entry.shape) < 2:
+                    yield file.get_tensor(entry.stored_name)
+                    return
+                stored = file.get_slice(entry.stored_name)
+                step = max(1, CHUNK_ITEMS // math.prod(entry.shape[1:]))
+                for start in range(0, entry.shape[0], step):
+                    yield stored[start : start + step]
+        except (SafetensorError, OSError) as error:
+            message = f"{entry.file}: tensor {entry.stored_name!r} cannot be read ({error})"
+            raise UnsupportedModelError(message, file=str(entry.file), tensor=name) from error

@@ -1,0 +1,1 @@
+"""The words between the control half and the workers."""

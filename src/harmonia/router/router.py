@@ -1,0 +1,239 @@
+"""Keeps a connection to every ready worker and maps model keys to workers."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+from harmonia.errors import HarmoniaError, InvalidRequestError, UnavailableError, UnknownModelError, WorkerLostError
+from harmonia.log import get_logger
+from harmonia.protocol.client import Stream, WorkerClient
+from harmonia.protocol.fleet import Fleet, WorkerState, WorkerStatus
+from harmonia.protocol.messages import (
+    PROTOCOL_VERSION,
+    CloseSession,
+    Describe,
+    Description,
+    Done,
+    Embed,
+    Embedded,
+    Generate,
+    GetStats,
+    LoadAdapter,
+    ModelInfo,
+    Stats,
+    UnloadAdapter,
+)
+from harmonia.router.stickiness import Stickiness
+
+log = get_logger(__name__)
+
+LOADING_RETRY_S = 2
+LOST_RETRY_S = 1
+_RECONNECT_S = 0.2
+
+
+class Replica:
+    """A worker that is connected and described."""
+
+    def __init__(self, replica: str, client: WorkerClient, description: Description) -> None:
+        self.replica = replica
+        self.client = client
+        self.describe(description)
+
+    def describe(self, description: Description) -> None:
+        """Take in what the worker says about itself."""
+        self.description = description
+        self.keys = frozenset(model.key for model in description.models)
+        self.backbone = next((model.key for model in description.models if model.parent is None), "")
+
+
+class Router:
+    """Follows a fleet and sends each request to one of its workers."""
+
+    def __init__(self, fleet: Fleet, timeout_s: float = 60.0) -> None:
+        self._fleet = fleet
+        self._timeout_s = timeout_s
+        self._replicas: dict[str, Replica] = {}
+        self._links: dict[str, asyncio.Task[None]] = {}
+        self._adapters: dict[tuple[str, str], str] = {}
+        self._sticky = Stickiness()
+        self._follower: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+
+    async def start(self) -> None:
+        """Begin to follow the fleet."""
+        self._follower = asyncio.create_task(self._follow())
+
+    async def close(self) -> None:
+        """Close every connection."""
+        tasks = [*self._links.values(), *([self._follower] if self._follower else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def abort(self, error: HarmoniaError) -> None:
+        """End every open request with this error."""
+        for replica in self._replicas.values():
+            replica.client.abort(error)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every worker of the fleet takes requests."""
+        statuses = self._fleet.statuses()
+        return bool(statuses) and all(status.replica in self._replicas for status in statuses)
+
+    def statuses(self) -> tuple[WorkerStatus, ...]:
+        """The state of every worker."""
+        return self._fleet.statuses()
+
+    async def wait_change(self) -> None:
+        """Wait until a worker's state or a connection changes."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        """Every model that some ready worker serves."""
+        found: dict[str, ModelInfo] = {}
+        for replica in self._replicas.values():
+            for model in replica.description.models:
+                found.setdefault(model.key, model)
+        return tuple(found.values())
+
+    def pick(self, model: str, session_id: str | None = None) -> Replica:
+        """The replica for a request: the one that knows its session, else the least loaded."""
+        candidates = [replica for replica in self._replicas.values() if model in replica.keys]
+        if not candidates:
+            raise self._absent(model)
+        known = self._sticky.recall(session_id, model) if session_id else None
+        chosen = next((replica for replica in candidates if replica.replica == known), None)
+        if chosen is None:
+            chosen = min(candidates, key=lambda replica: replica.client.num_open)
+        if session_id:
+            self._sticky.remember(session_id, model, chosen.replica)
+        return chosen
+
+    def generate(self, replica: Replica, *requests: Generate) -> Stream:
+        """Send requests to a replica; the stream holds the events of all."""
+        return replica.client.generate(*requests)
+
+    async def embed(self, replica: Replica, request: Embed, timeout_s: float) -> Embedded:
+        """Ask a replica for embeddings."""
+        return await replica.client.request(request, Embedded, timeout_s)
+
+    async def stats(self) -> list[tuple[Replica, Stats]]:
+        """Statistics of every worker that answers."""
+        replicas = list(self._replicas.values())
+        answers = await asyncio.gather(
+            *(replica.client.request(GetStats(id=_new_id()), Stats, self._timeout_s) for replica in replicas),
+            return_exceptions=True,
+        )
+        pairs = zip(replicas, answers, strict=True)
+        return [(replica, answer) for replica, answer in pairs if isinstance(answer, Stats)]
+
+    async def close_session(self, session_id: str) -> None:
+        """Forget a session everywhere."""
+        self._sticky.forget(session_id)
+        message = CloseSession(id=_new_id(), session_id=session_id)
+        for replica in list(self._replicas.values()):
+            await replica.client.request(message, Done, self._timeout_s)
+
+    async def load_adapter(self, key: str, path: str, backbone: str | None = None) -> ModelInfo:
+        """Load a PEFT folder under a key on every replica of a backbone."""
+        if any(key in replica.keys for replica in self._replicas.values()):
+            raise InvalidRequestError(f"a model named {key!r} is loaded already; unload it first", field="key")
+        backbone = backbone or self._only_backbone()
+        for replica in self._replicas_of(backbone):
+            await replica.client.request(LoadAdapter(id=_new_id(), key=key, path=path), Done, self._timeout_s)
+            await self._refresh(replica)
+        # A restarted worker begins without it.
+        self._adapters[backbone, key] = path
+        return next(model for model in self.models() if model.key == key)
+
+    async def unload_adapter(self, key: str) -> None:
+        """Free an adapter's slot on every replica."""
+        if all(model.key != key or model.parent is None for model in self.models()):
+            names = ", ".join(model.key for model in self.models() if model.parent is not None) or "none"
+            raise UnknownModelError(f"no adapter is named {key!r}; loaded: {names}", field="key")
+        for replica in [replica for replica in self._replicas.values() if key in replica.keys]:
+            self._adapters.pop((replica.backbone, key), None)
+            await replica.client.request(UnloadAdapter(id=_new_id(), key=key), Done, self._timeout_s)
+            await self._refresh(replica)
+
+    def _absent(self, model: str) -> HarmoniaError:
+        waiting = [status for status in self._fleet.statuses() if status.replica not in self._replicas]
+        for status in waiting:
+            if status.failure is not None:
+                return UnavailableError(f"model {status.key!r} could not be loaded: {status.failure.message}")
+        if waiting:
+            message = f"model {waiting[0].key!r} is still loading; /health says when it is ready"
+            return UnavailableError(message, retry_after_s=LOADING_RETRY_S)
+        names = ", ".join(info.key for info in self.models()) or "none"
+        return UnknownModelError(f"no model is named {model!r}; this server has: {names}", field="model")
+
+    def _only_backbone(self) -> str:
+        backbones = {replica.backbone for replica in self._replicas.values()}
+        if not backbones:
+            raise self._absent("")
+        if len(backbones) > 1:
+            names = ", ".join(sorted(backbones))
+            raise InvalidRequestError(f"name the backbone of the adapter in 'model': {names}", field="model")
+        return backbones.pop()
+
+    def _replicas_of(self, backbone: str) -> list[Replica]:
+        replicas = [replica for replica in self._replicas.values() if replica.backbone == backbone]
+        if not replicas:
+            raise self._absent(backbone)
+        return replicas
+
+    async def _refresh(self, replica: Replica) -> None:
+        replica.describe(await replica.client.request(Describe(id=_new_id()), Description, self._timeout_s))
+
+    async def _follow(self) -> None:
+        async for status in self._fleet.watch():
+            if status.state is WorkerState.READY and status.replica not in self._links:
+                self._links[status.replica] = asyncio.create_task(self._link(status))
+            elif status.state is not WorkerState.READY and status.replica in self._links:
+                self._links.pop(status.replica).cancel()
+            self._changed.set()
+
+    async def _link(self, status: WorkerStatus) -> None:
+        """Stay connected to a worker for as long as its fleet calls it ready."""
+        while True:
+            try:
+                client = await WorkerClient.connect(status.socket, self._timeout_s)
+                await self._serve(status, client)
+            except HarmoniaError as error:
+                log.error("worker %s: %s", status.replica, error)
+            await asyncio.sleep(_RECONNECT_S)
+
+    async def _serve(self, status: WorkerStatus, client: WorkerClient) -> None:
+        try:
+            description = await client.request(Describe(id=_new_id()), Description, self._timeout_s)
+            if description.protocol_version != PROTOCOL_VERSION:
+                raise WorkerLostError(
+                    f"the worker speaks protocol {description.protocol_version}, this server {PROTOCOL_VERSION}"
+                )
+            replica = Replica(status.replica, client, description)
+            await self._restore_adapters(replica)
+            self._replicas[status.replica] = replica
+            self._changed.set()
+            await client.closed.wait()
+        finally:
+            self._replicas.pop(status.replica, None)
+            self._changed.set()
+            await client.close()
+
+    async def _restore_adapters(self, replica: Replica) -> None:
+        for (backbone, key), path in self._adapters.items():
+            if backbone == replica.backbone and key not in replica.keys:
+                message = LoadAdapter(id=_new_id(), key=key, path=path)
+                try:
+                    await replica.client.request(message, Done, self._timeout_s)
+                except InvalidRequestError as error:
+                    log.error("adapter %s is not back after the restart: %s", key, error)
+        await self._refresh(replica)
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex

@@ -1,0 +1,1 @@
+"""OpenAI's REST interface and what Harmonia adds to it."""

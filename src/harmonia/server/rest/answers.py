@@ -1,0 +1,115 @@
+"""Puts the deltas of a request together into complete answers."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+
+import msgspec
+
+from harmonia.protocol.client import Stream
+from harmonia.protocol.messages import Delta, Finished, Generate, TokenLogprob, ToolCall, Usage
+from harmonia.server.rest.schemas.common import PromptTokensDetails, UsageReport
+
+DeltaMap = Callable[[Delta], Delta]
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """What every chunk and response of one request repeats."""
+
+    id: str
+    created: int
+    model: str
+    session_id: str
+    choice_of: dict[str, int]
+    """Request id to the index of its first choice."""
+    completion_ids: tuple[str, ...]
+    """By index of the choice."""
+    return_token_ids: bool = False
+
+    def index(self, delta: Delta) -> int:
+        """The choice to which a delta belongs."""
+        return self.choice_of[delta.id] + delta.index
+
+
+def head_of(kind: str, requests: tuple[Generate, ...], session_id: str | None, return_token_ids: bool) -> Head:
+    """The head for some requests whose choices follow each other; `kind` begins its id."""
+    first, choice_of = 0, {}
+    for request in requests:
+        choice_of[request.id] = first
+        first += request.n
+    return Head(
+        id=f"{kind}-{uuid.uuid4().hex}",
+        created=int(time.time()),
+        model=requests[0].model,
+        session_id=session_id or str(uuid.uuid4()),
+        choice_of=choice_of,
+        completion_ids=tuple(str(uuid.uuid4()) for _ in range(first)),
+        return_token_ids=return_token_ids,
+    )
+
+
+class Answer:
+    """One choice, growing."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.tool_calls: list[ToolCall] = []
+        self.finish_reason: str | None = None
+        self.prompt_token_ids: tuple[int, ...] = ()
+        self.prompt_logprobs: tuple[TokenLogprob, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """What was generated so far."""
+        return "".join(self.texts)
+
+    def add(self, delta: Delta) -> None:
+        """Append a delta."""
+        self.texts.append(delta.text)
+        self.token_ids.extend(delta.token_ids)
+        self.logprobs.extend(delta.logprobs)
+        self.tool_calls.extend(delta.tool_calls)
+        self.finish_reason = delta.finish_reason or self.finish_reason
+        self.prompt_token_ids = delta.prompt_token_ids or self.prompt_token_ids
+        self.prompt_logprobs = delta.prompt_logprobs or self.prompt_logprobs
+
+
+class Tally:
+    """Sums the usage of the requests behind one HTTP request."""
+
+    def __init__(self) -> None:
+        self._prompt = self._completion = self._cached = 0
+
+    def add(self, usage: Usage) -> None:
+        """Count one request."""
+        self._prompt += usage.prompt_tokens
+        self._completion += usage.completion_tokens
+        self._cached += usage.cached_tokens
+
+    def report(self) -> UsageReport:
+        """The sums as OpenAI's `usage`."""
+        return UsageReport(
+            prompt_tokens=self._prompt,
+            completion_tokens=self._completion,
+            total_tokens=self._prompt + self._completion,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=self._cached),
+        )
+
+
+async def collect(stream: Stream, head: Head, change: DeltaMap | None) -> tuple[list[Answer], UsageReport]:
+    """Wait for the end of a stream and return all its answers, each delta passed through `change`."""
+    answers = [Answer() for _ in head.completion_ids]
+    tally = Tally()
+    while events := await stream.next_events():
+        for event in events:
+            if isinstance(event, Finished):
+                tally.add(event.usage)
+            else:
+                answers[head.index(event)].add(change(event) if change is not None else event)
+    return answers, tally.report()
+
+

@@ -1,0 +1,43 @@
+"""What every route needs, and how it gets it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Request, Response
+
+from harmonia.config import ServerConfig
+from harmonia.router import Router
+from harmonia.server.rest.schemas.common import ResponseModel
+from harmonia.server.rest.sse import to_json
+from harmonia.server.services.auth import KeyRing
+from harmonia.server.services.metrics import Metrics
+
+
+class Context:
+    """The parts of the server that requests use."""
+
+    def __init__(self, config: ServerConfig, router: Router) -> None:
+        self.config = config
+        self.router = router
+        self.keys = KeyRing(config.api_keys)
+        self.metrics = Metrics()
+
+
+def _context(request: Request) -> Context:
+    context = request.app.state.context
+    assert isinstance(context, Context)
+    return context
+
+
+def authenticate(request: Request) -> None:
+    """Refuse a request without a valid key."""
+    _context(request).keys.check(request.headers.get("authorization"))
+
+
+Api = Annotated[Context, Depends(_context)]
+
+
+def json_response(body: ResponseModel) -> Response:
+    """A struct as a JSON response."""
+    return Response(to_json(body), media_type="application/json")

@@ -1,0 +1,72 @@
+"""`POST /embeddings`."""
+
+from __future__ import annotations
+
+import base64
+import math
+import sys
+import uuid
+from array import array
+
+from fastapi import APIRouter, Request, Response
+
+from harmonia.errors import InvalidRequestError
+from harmonia.protocol.messages import Embed
+from harmonia.server.rest.body import read_body
+from harmonia.server.rest.caller import Caller
+from harmonia.server.rest.context import Api, json_response
+from harmonia.server.rest.openapi import describe
+from harmonia.server.rest.prompts import check_tokens, parse_prompts
+from harmonia.server.rest.schemas import EmbeddingRequest, EmbeddingResponse
+from harmonia.server.rest.schemas.common import UsageReport
+from harmonia.server.rest.schemas.embeddings import EmbeddingItem
+
+router = APIRouter(tags=["inference"])
+
+
+@router.post("/embeddings", **describe(EmbeddingRequest, EmbeddingResponse))
+async def create_embeddings(request: Request, api: Api) -> Response:
+    """Turn texts into vectors of length 1."""
+    body = await read_body(request, EmbeddingRequest, api.config.server.max_body_bytes)
+    prompts = parse_prompts(body.input, "input")
+    replica = api.router.pick(body.model)
+    request.state.model = body.model
+    check_tokens(prompts, replica.description.vocab_size, "input")
+    timeout_s = api.config.server.timeout_seconds
+    caller = Caller(request, timeout_s)
+    message = Embed(id=uuid.uuid4().hex, model=body.model, prompts=prompts, max_ttft_ms=body.max_ttft_ms)
+    try:
+        # The caller's own limit ends the wait; the client's lies just above it and never fires first.
+        answer = await caller.wait_for(api.router.embed(replica, message, timeout_s + 1))
+    finally:
+        caller.close()
+    as_text = (body.encoding_format or "float").lower() == "base64"
+    items = [
+        EmbeddingItem(index=index, embedding=_embedding(vector, body.dimensions, as_text))
+        for index, vector in enumerate(answer.vectors)
+    ]
+    num_tokens = answer.usage.prompt_tokens
+    usage = UsageReport(prompt_tokens=num_tokens, completion_tokens=0, total_tokens=num_tokens)
+    return json_response(EmbeddingResponse(data=items, model=body.model, usage=usage))
+
+
+def _embedding(raw: bytes, dimensions: int | None, as_text: bool) -> list[float] | str:
+    vector = array("f", raw)
+    if sys.byteorder == "big":
+        vector.byteswap()
+    if dimensions is not None:
+        vector = _shorten(vector, dimensions)
+    if not as_text:
+        return vector.tolist()
+    if sys.byteorder == "big":
+        vector.byteswap()
+    return base64.b64encode(vector.tobytes()).decode()
+
+
+def _shorten(vector: array[float], dimensions: int) -> array[float]:
+    if dimensions > len(vector):
+        message = f"dimensions: this model's vectors have {len(vector)} components, got {dimensions}"
+        raise InvalidRequestError(message, field="dimensions")
+    kept = vector[:dimensions]
+    norm = math.sqrt(math.fsum(component * component for component in kept))
+    return array("f", [component / norm for component in kept]) if norm > 0 else kept

@@ -1,0 +1,94 @@
+"""Server-sent events, written without a task or a model per token."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import msgspec
+from fastapi import Response
+from starlette.types import Receive, Scope, Send
+
+from harmonia.errors import HarmoniaError
+from harmonia.log import get_logger
+from harmonia.protocol.client import Event, Stream
+from harmonia.protocol.messages import Delta, Finished
+from harmonia.server.rest.answers import DeltaMap, Tally
+from harmonia.server.rest.caller import Caller
+from harmonia.server.rest.errors import body_of
+from harmonia.server.rest.schemas.common import UsageReport
+
+log = get_logger(__name__)
+
+to_json = msgspec.json.Encoder().encode
+
+DONE = b"data: [DONE]\n\n"
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class ChunkEncoder(ABC):
+    """Writes the chunks of one kind of request."""
+
+    @abstractmethod
+    def chunk(self, delta: Delta) -> bytes:
+        """The event for a delta; empty when there is nothing to tell."""
+
+    @abstractmethod
+    def usage_chunk(self, usage: UsageReport) -> bytes:
+        """The event that reports the token counts."""
+
+
+class EventStream(Response):
+    """A response that forwards a `Stream` as it comes. Its first events are at hand, so an early error has a status."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        caller: Caller,
+        stream: Stream,
+        first: list[Event],
+        encoder: ChunkEncoder,
+        change: DeltaMap | None,
+        include_usage: bool,
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self._caller, self._stream, self._first = caller, stream, first
+        self._encoder, self._change, self._include_usage = encoder, change, include_usage
+        self._tally = Tally()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send everything, then the end marker or the error that cut it short."""
+        self._caller.when_gone(self._stream.cancel)
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+            last = await self._forward(send)
+            await send({"type": "http.response.body", "body": last, "more_body": False})
+        finally:
+            self._stream.cancel()
+            self._caller.close()
+
+    async def _forward(self, send: Send) -> bytes:
+        """Send chunks until the stream ends; the bytes that close the response."""
+        try:
+            events = self._first
+            while events:
+                body = b"".join([self._event(event) for event in events])
+                if body:
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+                events = await self._stream.next_events()
+        except HarmoniaError as error:
+            log.warning("a stream ended early: %s", error)
+            return b"data: " + body_of(error) + b"\n\n"
+        usage = self._encoder.usage_chunk(self._tally.report()) if self._include_usage else b""
+        return usage + DONE
+
+    def _event(self, event: Event) -> bytes:
+        if isinstance(event, Finished):
+            self._tally.add(event.usage)
+            return b""
+        return self._encoder.chunk(event if self._change is None else self._change(event))

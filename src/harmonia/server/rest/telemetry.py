@@ -1,0 +1,41 @@
+"""Measures every HTTP request. Plain ASGI: a middleware that wraps responses would cost time per token."""
+
+from __future__ import annotations
+
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from harmonia.server.services.metrics import Metrics
+
+UNMATCHED = "unmatched"
+
+
+class Telemetry:
+    """Reports route, status and duration of each request."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request through and count it at its end."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+
+        async def observe(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observe)
+        finally:
+            route = scope.get("route")
+            # The template, not the path: a label for each path would never end.
+            name = str(getattr(route, "path", UNMATCHED))
+            model = scope.get("state", {}).get("model")
+            self._metrics.observe_request(name, status, time.perf_counter() - started, model)

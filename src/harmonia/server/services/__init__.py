@@ -1,0 +1,1 @@
+"""What the server does, apart from the form in which it is asked."""

@@ -1,0 +1,158 @@
+"""The I/O process' handle on the device process: start it, talk to it, notice its end."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+from harmonia.config import WorkerConfig
+from harmonia.engine.requests import SequenceOutput
+from harmonia.errors import HarmoniaError, WorkerLostError, from_code
+from harmonia.protocol.messages import JsonObject
+from harmonia.worker.link import (
+    Command,
+    Event,
+    Fatal,
+    Frames,
+    Outputs,
+    Question,
+    Ready,
+    Reply,
+    Start,
+    decode_events,
+    pack,
+)
+
+DEVICE_COMMAND = (sys.executable, "-m", "harmonia.worker.device")
+_EXIT_PATIENCE_S = 5.0
+
+
+class Device(asyncio.Protocol):
+    """A device process. Commands given in one turn of the event loop leave in one frame."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._process = process
+        self._transport: asyncio.Transport | None = None
+        self._frames = Frames()
+        self._waiting: list[Command] = []
+        self._tags = itertools.count(1)
+        self._replies: dict[int, asyncio.Future[JsonObject]] = {}
+        self.ready: asyncio.Future[JsonObject] = loop.create_future()
+        """Done when the model is loaded; holds the engine's description, or why loading failed."""
+        self.lost = asyncio.Event()
+        """Set when the process is gone."""
+        self.on_outputs: Callable[[Sequence[SequenceOutput]], None] = lambda outputs: None
+        """Called with what each step brought."""
+
+    @staticmethod
+    async def start(config: WorkerConfig, command: Sequence[str] = DEVICE_COMMAND) -> Device:
+        """Start the process and tell it what to load; `ready` says when it has."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(  # noqa: ASYNC220 - returns as soon as the child runs
+                [*command, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=_environment(config),
+            )
+        loop = asyncio.get_running_loop()
+        _, device = await loop.create_unix_connection(lambda: Device(process), sock=ours)
+        device.send(Start(config))
+        return device
+
+    def send(self, command: Command) -> None:
+        """Give a command; it leaves at the end of this turn of the event loop."""
+        if not self._waiting:
+            self._loop.call_soon(self._flush)
+        self._waiting.append(command)
+
+    async def ask(self, question: Callable[[int], Question]) -> JsonObject:
+        """Send the question made for a fresh tag and wait for its answer; errors are raised as on the other side."""
+        if self.lost.is_set():
+            raise WorkerLostError("the device process is gone")
+        tag = next(self._tags)
+        reply = self._replies[tag] = self._loop.create_future()
+        self.send(question(tag))
+        try:
+            return await reply
+        finally:
+            del self._replies[tag]
+
+    async def stop(self) -> int:
+        """Close the line, which ends the process, and wait for that; returns its exit status."""
+        if self._transport is not None:
+            self._transport.close()
+        try:
+            return await asyncio.to_thread(self._process.wait, _EXIT_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return await asyncio.to_thread(self._process.wait)
+
+    @property
+    def pid(self) -> int:
+        """Of the device process."""
+        return self._process.pid
+
+    def _flush(self) -> None:
+        commands, self._waiting = self._waiting, []
+        if self._transport is not None and not self.lost.is_set():
+            self._transport.write(pack(commands))
+
+    # ------------------------------------------------------------------------------------ asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by asyncio."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Called by asyncio."""
+        for frame in self._frames.feed(data):
+            for event in decode_events(frame):
+                self._take(event)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by asyncio."""
+        self.lost.set()
+        error = WorkerLostError("the device process ended")
+        for future in (self.ready, *self._replies.values()):
+            if not future.done():
+                future.set_exception(error)
+        self.ready.exception()  # somebody may never ask
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case Outputs(outputs):
+                self.on_outputs(outputs)
+            case Reply(tag, value, error):
+                self._resolve(
+                    self._replies.get(tag), value, error and from_code(error.code, error.message, error.details)
+                )
+            case Ready(description):
+                self._resolve(self.ready, description, None)
+            case Fatal(error):
+                self._resolve(self.ready, {}, from_code(error.code, error.message, error.details))
+
+    @staticmethod
+    def _resolve(future: asyncio.Future[JsonObject] | None, value: JsonObject, error: HarmoniaError | None) -> None:
+        if future is None or future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+
+
+def _environment(config: WorkerConfig) -> dict[str, str]:
+    """The child's environment: one place to set the threads of every numeric library, before any is imported."""
+    threads = config.engine.num_threads
+    if threads is None:
+        return {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), **os.environ}
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
