@@ -21,7 +21,7 @@ def chain_root(*identity: str | int) -> bytes:
 
 def extend_chain(chain: list[bytes], root: bytes, tokens: np.ndarray, block_size: int) -> None:
     """Append to `chain` the keys of the full blocks of `tokens` (int32) that it does not cover yet."""
-    data = memoryview(np.ascontiguousarray(tokens)).cast("B")
+    data = np.ascontiguousarray(tokens).tobytes()
     stride = block_size * tokens.itemsize
     for index in range(len(chain), len(tokens) // block_size):
         parent = chain[-1] if chain else root

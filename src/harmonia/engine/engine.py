@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 from harmonia.config import EngineConfig
 from harmonia.engine.backbone import Backbone
-from harmonia.engine.memory import MemoryPlan
+from harmonia.engine.memory import Plan
 from harmonia.engine.requests import (
+    EngineDescription,
     FinishReason,
     SequenceError,
     SequenceOutput,
@@ -28,6 +29,7 @@ from harmonia.errors import (
     SequenceTooLongError,
     UnavailableError,
 )
+from harmonia.protocol.messages import ModelInfo
 
 
 class Engine:
@@ -151,9 +153,26 @@ class Engine:
 
     # -------------------------------------------------------------------------------------------- insight
 
+    def describe(self) -> EngineDescription:
+        """What this engine is and what it can take."""
+        backbone = self.backbone
+        return EngineDescription(
+            models=tuple(
+                ModelInfo(key=item.key, parent=item.parent, version=item.version, created=item.created)
+                for item in (backbone.base, *backbone.adapters.values())
+            ),
+            family=backbone.decoder.config.family,
+            vocab_size=backbone.decoder.config.vocab_size,
+            max_seq_len=self.plan.max_seq_len,
+            kv_cache_len=self.plan.memory.kv_cache_len,
+            precision=self.plan.precision,
+            device=self.plan.device,
+            plan=self.plan.memory.to_dict(),
+        )
+
     @property
-    def plan(self) -> MemoryPlan:
-        """The memory plan that loading enforced."""
+    def plan(self) -> Plan:
+        """Resolved settings and the table of bytes that loading enforced."""
         return self.backbone.plan
 
     def stats(self) -> EngineStats:

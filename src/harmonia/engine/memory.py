@@ -12,7 +12,14 @@ import torch
 from harmonia.config import EngineConfig, SchedulerConfig
 from harmonia.errors import InsufficientMemoryError, InvalidRequestError
 from harmonia.layers.linear import WeightFormat
-from harmonia.models import ModelConfig, open_model, sizes
+from harmonia.models import ModelConfig, open_model
+from harmonia.models.sizes import (
+    activation_bytes,
+    kv_bytes_per_token,
+    logits_bytes,
+    lora_bytes_per_rank,
+    weight_bytes,
+)
 
 _MIN_CACHE_LEN = 2048
 """Tokens of cache below which an automatic plan counts as not fitting."""
@@ -103,7 +110,7 @@ def make_plan(name: str, model: ModelConfig, config: EngineConfig) -> Plan:
     wanted_len = _wanted_seq_len(model, config)
     fixed = _fixed_rows(model, config, scheduler, fmt)
     available = int(_free_bytes(device) * config.memory_fraction)
-    per_token = sizes.kv_bytes_per_token(model, fmt)
+    per_token = kv_bytes_per_token(model, fmt)
     cache_len = _cache_len(config, device, available - sum(row.num_bytes for row in fixed), per_token)
     block_size = config.cache.block_size
     num_blocks = -(-cache_len // block_size)
@@ -139,10 +146,10 @@ def _fixed_rows(
     tokens, running = scheduler.max_batch_tokens, scheduler.max_running
     rows = config.adapter_rank_budget if config.max_adapters else 0
     return (
-        *(PlanRow(f"weights: {kind}", size) for kind, size in sizes.weight_bytes(model, fmt).items()),
-        PlanRow("adapters", rows * sizes.lora_bytes_per_rank(model, fmt), f"{rows} rank rows"),
-        PlanRow("activations", sizes.activation_bytes(model, fmt, tokens), f"{tokens} tokens a step"),
-        PlanRow("logits and sampling", sizes.logits_bytes(model, running), f"{running} sequences"),
+        *(PlanRow(f"weights: {kind}", size) for kind, size in weight_bytes(model, fmt).items()),
+        PlanRow("adapters", rows * lora_bytes_per_rank(model, fmt), f"{rows} rank rows"),
+        PlanRow("activations", activation_bytes(model, fmt, tokens), f"{tokens} tokens a step"),
+        PlanRow("logits and sampling", logits_bytes(model, running), f"{running} sequences"),
         PlanRow("runtime", _RUNTIME_BYTES[fmt.device.type], "libraries and driver"),
     )
 
@@ -202,7 +209,7 @@ def _levers(memory: MemoryPlan, model: ModelConfig, config: EngineConfig, per_to
 
 
 def _weights(model: ModelConfig, device: str, precision: str) -> int:
-    return sum(sizes.weight_bytes(model, _weight_format(device, precision)).values())
+    return sum(weight_bytes(model, _weight_format(device, precision)).values())
 
 
 def _device(config: EngineConfig) -> str:
@@ -227,8 +234,8 @@ def _weight_format(device: str, precision: str) -> WeightFormat:
 
 def _free_bytes(device: str) -> int:
     if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    return min([psutil.virtual_memory().available, *_cgroup_free()])
+        return int(torch.cuda.mem_get_info()[0])
+    return min([int(psutil.virtual_memory().available), *_cgroup_free()])
 
 
 def _cgroup_free() -> list[int]:

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from harmonia.errors import HarmoniaError
+from harmonia.protocol.messages import ModelInfo
 from harmonia.protocol.sampling import SamplingParams
 
 FinishReason = Literal["stop", "length"]
@@ -87,6 +88,20 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """On the first output, when asked for."""
     embedding: bytes = b""
     """float32, for `embed` requests."""
+
+
+class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine is and what it can take, in the terms of the protocol's `Description`."""
+
+    models: tuple[ModelInfo, ...]
+    family: str
+    vocab_size: int
+    max_seq_len: int
+    kv_cache_len: int
+    precision: str
+    device: str
+    plan: dict[str, object]
+    """The memory plan, as `MemoryPlan.to_dict()` gives it."""
 
 
 def pack_ids(ids: np.ndarray | list[int] | tuple[int, ...]) -> bytes:

@@ -119,13 +119,15 @@ def uniform(seeds: np.ndarray, places: np.ndarray) -> np.ndarray:
     """A number in [0, 1) for each (seed, place), by the mixing function of SplitMix64 (Steele et al., 2014)."""
     with np.errstate(over="ignore"):
         bits = _mix(_mix(seeds) + (places + np.uint64(1)) * _GOLDEN)
-    return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+    drawn: np.ndarray = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+    return drawn
 
 
 def _mix(bits: np.ndarray) -> np.ndarray:
     bits = (bits ^ (bits >> np.uint64(30))) * _MIX[0]
     bits = (bits ^ (bits >> np.uint64(27))) * _MIX[1]
-    return bits ^ (bits >> np.uint64(31))
+    mixed: np.ndarray = bits ^ (bits >> np.uint64(31))
+    return mixed
 
 
 def _num_generated(work: Work) -> int:

@@ -40,6 +40,7 @@ class Scheduler:
     def __init__(
         self, config: SchedulerConfig, pool: BlockPool, sessions: SessionTable, *, max_seq_len: int, prefix_caching: bool
     ) -> None:
+        assert config.max_batch_tokens is not None, "the plan resolves it"
         self.pool = pool
         self.sessions = sessions
         self.waiting: list[Sequence] = []
@@ -48,6 +49,7 @@ class Scheduler:
         self.num_prefix_queries = 0
         self.num_prefix_hits = 0
         self._config = config
+        self._budget = config.max_batch_tokens
         self._prefix_caching = prefix_caching
         self._block_table = np.zeros((config.max_running, -(-max_seq_len // pool.block_size)), dtype=np.int32)
         self._free_slots = list(range(config.max_running - 1, -1, -1))
@@ -110,7 +112,7 @@ class Scheduler:
 
     def schedule(self) -> Batch | None:
         """The next step's batch, or None when nothing can run."""
-        budget = self._config.max_batch_tokens
+        budget = self._budget
         work: list[Work] = []
         for sequence in self._by_phase():
             if budget == 0:

@@ -39,9 +39,7 @@ class LocalFleet(Fleet):
         """Begin to start a worker and return its replica id at once."""
         replica = uuid.uuid4().hex[:8]
         config = msgspec.structs.replace(config, socket=str(self._folder / f"{replica}.sock"))
-        self._report(
-            WorkerStatus(replica=replica, key=config.key, state=WorkerState.LOADING, socket=config.socket)
-        )
+        self._report(WorkerStatus(replica=replica, key=config.key, state=WorkerState.LOADING, socket=config.socket))
         self._keepers[replica] = asyncio.create_task(self._keep(replica, config))
         return replica
 
@@ -92,9 +90,7 @@ class LocalFleet(Fleet):
             if ready_s is not None and ready_s > STABLE_AFTER_S:
                 backoff_s = FIRST_BACKOFF_S
             log.error("worker %s (%s) died: %s; restarting in %g s", replica, config.key, failure.message, backoff_s)
-            self._change(
-                replica, state=WorkerState.LOADING, pid=None, restarts=self._statuses[replica].restarts + 1
-            )
+            self._change(replica, state=WorkerState.LOADING, pid=None, restarts=self._statuses[replica].restarts + 1)
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
 

@@ -77,7 +77,9 @@ class WorkerProcess:
         code = self._process.returncode
         end = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
         tail = "\n".join(self._lines)
-        return WorkerFailure(code="worker_lost", message=f"the worker ended with {end}" + (f":\n{tail}" if tail else ""))
+        return WorkerFailure(
+            code="worker_lost", message=f"the worker ended with {end}" + (f":\n{tail}" if tail else "")
+        )
 
     async def wait_ready(self) -> bool:
         """True once it listens on its socket, False when it ended before."""

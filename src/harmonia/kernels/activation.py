@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from numba import float32
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harmonia.kernels import native
-from harmonia.kernels.native import Impl, exp, float32s, int64s, kernel, share
+from harmonia.kernels.native import Impl, exp, float32s, int64s, kernel, part, share
 
 Activation = Literal["silu", "gelu_tanh"]
 
@@ -42,15 +42,12 @@ def _gated_activation_eager(gate_up_TF2: Tensor, activation: Activation) -> Tens
 def _gated_silu(arguments: int, thread: int, num_threads: int) -> None:
     gate_up, out, rows, size = int64s(arguments, 4)
     first, stop = share(rows * size, thread, num_threads)
-    while first < stop:  # up to the end of a row: one token's features are shared by threads too
-        row, begin = first // size, first % size
-        end = min(size, begin + stop - first)
-        gate_F, up_F = float32s(gate_up + 8 * row * size, size), float32s(gate_up + 8 * row * size + 4 * size, size)
-        out_F = float32s(out + 4 * row * size, size)
-        for f in range(begin, end):
+    while first < stop:
+        gate_F, up_F, out_F = _rest_of_row(gate_up, out, first, stop, size)
+        for f in range(len(out_F)):
             x = gate_F[f]
             out_F[f] = x * up_F[f] / (float32(1) + exp(-x))
-        first += end - begin
+        first += len(out_F)
 
 
 @kernel("qqqq")
@@ -58,13 +55,19 @@ def _gated_gelu(arguments: int, thread: int, num_threads: int) -> None:
     gate_up, out, rows, size = int64s(arguments, 4)
     first, stop = share(rows * size, thread, num_threads)
     while first < stop:
-        row, begin = first // size, first % size
-        end = min(size, begin + stop - first)
-        gate_F, up_F = float32s(gate_up + 8 * row * size, size), float32s(gate_up + 8 * row * size + 4 * size, size)
-        out_F = float32s(out + 4 * row * size, size)
-        for f in range(begin, end):
+        gate_F, up_F, out_F = _rest_of_row(gate_up, out, first, stop, size)
+        for f in range(len(out_F)):
             x = gate_F[f]
             # 0.5 x (1 + tanh(z)) = x / (1 + exp(-2 z)), with z = sqrt(2 / pi) (x + 0.044715 x^3)
             twice_z = float32(1.59576912) * x * (float32(1) + float32(0.044715) * x * x)
             out_F[f] = x * up_F[f] / (float32(1) + exp(-twice_z))
-        first += end - begin
+        first += len(out_F)
+
+
+@part
+def _rest_of_row(gate_up: int, out: int, first: int, stop: int, size: int) -> tuple[Any, Any, Any]:
+    """Features from the flat index `first` to the end of its row or to `stop`: a single token's features are shared too."""
+    row, begin = first // size, first % size
+    count = min(size - begin, stop - first)
+    gate = gate_up + 4 * (2 * row * size + begin)
+    return float32s(gate, count), float32s(gate + 4 * size, count), float32s(out + 4 * first, count)

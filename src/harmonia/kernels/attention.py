@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from harmonia.kernels import native
+from harmonia.kernels.attention_native import paged_attention_native, write_cache_native
+from harmonia.kernels.native import Impl
+
 NO_WINDOW = 0
 
 
@@ -41,17 +45,33 @@ class PagedLayout:
     """The first so many sequences have one token each."""
 
 
-def write_cache(k_TGD: Tensor, v_TGD: Tensor, cache: LayerCache, slots_T: Tensor) -> None:
+def write_cache(k_TGD: Tensor, v_TGD: Tensor, cache: LayerCache, slots_T: Tensor, impl: Impl = "auto") -> None:
     """Put this step's keys and values where `slots_T` says."""
+    if impl == "native" or (impl == "auto" and native.usable(k_TGD, v_TGD, cache.k_NPGD)):
+        write_cache_native(k_TGD, v_TGD, cache.k_NPGD, cache.v_NPGD, slots_T)
+        return
     cache.k_NPGD.flatten(0, 1).index_copy_(0, slots_T, k_TGD)
     cache.v_NPGD.flatten(0, 1).index_copy_(0, slots_T, v_TGD)
 
 
-def paged_attention(q_THD: Tensor, cache: LayerCache, layout: PagedLayout, scale: float, window: int) -> Tensor:
+def paged_attention(
+    q_THD: Tensor, cache: LayerCache, layout: PagedLayout, scale: float, window: int, impl: Impl = "auto"
+) -> Tensor:
     """Causal attention of each token over its sequence's cached tokens, its own included: out_THD.
 
     window: a token sees this many tokens at most, itself included; 0 sees all.
     """
+    if impl == "native" or (impl == "auto" and native.usable(q_THD, cache.k_NPGD)):
+        return paged_attention_native(
+            q_THD,
+            cache.k_NPGD,
+            cache.v_NPGD,
+            layout.block_table_SM,
+            layout.query_lens,
+            layout.context_lens,
+            scale,
+            window,
+        )
     out_THD = torch.empty_like(q_THD)
     start = 0
     for row, (num_queries, context_len) in enumerate(zip(layout.query_lens, layout.context_lens, strict=True)):

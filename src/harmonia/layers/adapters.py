@@ -42,7 +42,9 @@ class LoraMatrices:
 class AdapterBank:
     """Slots 0 to `max_adapters - 1`, each a range of the arena's rows."""
 
-    def __init__(self, targets: Iterable[AdapterTarget], *, max_adapters: int, num_rows: int, fmt: WeightFormat) -> None:
+    def __init__(
+        self, targets: Iterable[AdapterTarget], *, max_adapters: int, num_rows: int, fmt: WeightFormat
+    ) -> None:
         self.max_adapters = max_adapters
         self.num_rows = num_rows
         self._ranges: list[range | None] = [None] * max_adapters

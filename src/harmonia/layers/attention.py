@@ -55,9 +55,7 @@ class Attention:
         else:
             q_THD = self.rope(self.q_norm(qk_TXD[:, : shape.num_heads]), forward.positions_T)
             k_TGD = self.rope(self.k_norm(qk_TXD[:, shape.num_heads :]), forward.positions_T)
-        mixed_THD = forward.attention.attend(
-            shape.layer, q_THD, k_TGD, v_TGD, scale=shape.scale, window=shape.window
-        )
+        mixed_THD = forward.attention.attend(shape.layer, q_THD, k_TGD, v_TGD, scale=shape.scale, window=shape.window)
         return self.out(mixed_THD.flatten(1), forward.adapters)
 
     def parameters(self, prefix: str) -> Iterator[Parameter]:

@@ -17,9 +17,7 @@ from harmonia.kernels.lora import LoraSegment
 class AttentionContext(Protocol):
     """How the tokens of a batch see each other: through the paged cache when serving, packed when training."""
 
-    def attend(
-        self, layer: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, *, scale: float, window: int
-    ) -> Tensor:
+    def attend(self, layer: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, *, scale: float, window: int) -> Tensor:
         """Attention of one layer: out_THD. `window` 0 sees everything before."""
         ...
 
@@ -42,9 +40,7 @@ class PagedAttention:
     caches: tuple[LayerCache, ...]
     layout: PagedLayout
 
-    def attend(
-        self, layer: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, *, scale: float, window: int
-    ) -> Tensor:
+    def attend(self, layer: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, *, scale: float, window: int) -> Tensor:
         """Write keys and values, then attend to everything cached."""
         cache = self.caches[layer]
         write_cache(k_TGD, v_TGD, cache, self.layout.slots_T)

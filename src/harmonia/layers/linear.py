@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -98,11 +99,14 @@ class Linear:
                 f"{prefix}{part.name}.weight",
                 (part.size, self.num_in),
                 weight_tensors(self.weight),
-                lambda start, rows, first=part.start: self.weight.fill(first + start, rows),
+                partial(self._fill, part.start),
             )
             if self.bias_N is not None:
                 bias = self.bias_N[part.start : part.start + part.size]
                 yield vector_parameter(f"{prefix}{part.name}.bias", bias)
+
+    def _fill(self, first: int, start: int, rows: Tensor) -> None:
+        self.weight.fill(first + start, rows)
 
     def linears(self, prefix: str) -> Iterator[LinearPart]:
         """Every part."""

@@ -49,7 +49,9 @@ class PreNormLayer:
         yield from self.mlp.linears(f"{prefix}mlp.")
 
 
-def attention(config: ModelConfig, layer: int, fmt: WeightFormat, ropes: Ropes, *, norm_offset: float = 0.0) -> Attention:
+def attention(
+    config: ModelConfig, layer: int, fmt: WeightFormat, ropes: Ropes, *, norm_offset: float = 0.0
+) -> Attention:
     """Unfilled attention of one layer."""
     window = config.windows[layer]
     query_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
@@ -70,9 +72,7 @@ def attention(config: ModelConfig, layer: int, fmt: WeightFormat, ropes: Ropes, 
 
 def mlp(config: ModelConfig, fmt: WeightFormat) -> GatedMlp:
     """Unfilled plain feed-forward layer."""
-    return GatedMlp.create(
-        config.hidden_size, config.intermediate_size, config.activation, fmt, bias=config.mlp_bias
-    )
+    return GatedMlp.create(config.hidden_size, config.intermediate_size, config.activation, fmt, bias=config.mlp_bias)
 
 
 def pre_norm_layer(

@@ -1,4 +1,4 @@
-"""Headers of safetensors files: which tensors, of which shape, in which file. No tensor is read here, no torch imported."""
+"""Headers of safetensors files: which tensors, of which shape, in which file. Reads no tensor, imports no torch."""
 
 from __future__ import annotations
 

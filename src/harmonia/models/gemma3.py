@@ -1,5 +1,5 @@
-"""Gemma 3, text: norms before and after each branch, their weights kept less one; five windowed layers to each full one,
-with position bases of their own; embeddings scaled by the root of the width.
+"""Gemma 3, text: norms before and after each branch, their weights stored less one; windowed layers between full ones,
+each kind with its own position base; embeddings scaled by the root of the width.
 
 Shapes: T tokens, E features.
 """

@@ -117,7 +117,7 @@ class _Cursor:
         """One little-endian scalar."""
         (value,) = struct.unpack_from(f"<{code}", self.view, self.position)
         self.position += struct.calcsize(f"<{code}")
-        return value  # type: ignore[no-any-return]
+        return value
 
     def string(self) -> str:
         """A length and so many bytes of UTF-8."""
@@ -127,7 +127,7 @@ class _Cursor:
             raise IndexError(end)
         text = self.view[self.position : end]
         self.position = end
-        # Some vocabularies hold tokens that are not valid UTF-8; they must survive to be refused or kept by their bytes.
+        # Some vocabularies hold tokens that are not valid UTF-8; they must survive as their bytes.
         return text.decode("utf-8", errors="surrogateescape")
 
     def value(self, kind: int) -> object:

@@ -56,8 +56,7 @@ def gguf_model_config(file: GgufFile) -> ModelConfig:
         message = f"{file.path}: architecture {architecture!r} is not supported. Supported: {', '.join(FAMILIES)}."
         raise UnsupportedModelError(message, family=architecture, supported=list(FAMILIES))
     values = _translate(file, architecture)
-    config = parse_config(Fields(values, str(file.path)), Fields({}, str(file.path)))
-    return config
+    return parse_config(Fields(values, str(file.path)), Fields({}, str(file.path)))
 
 
 def _translate(file: GgufFile, architecture: str) -> dict[str, object]:
@@ -91,7 +90,9 @@ def _vocab_size(file: GgufFile) -> int:
 
 def _eos(metadata: Fields) -> list[int]:
     keys = ("eos_token_id", "eot_token_id", "eom_token_id")
-    return [metadata.integer(f"tokenizer.ggml.{key}", minimum=0) for key in keys if metadata.has(f"tokenizer.ggml.{key}")]
+    return [
+        metadata.integer(f"tokenizer.ggml.{key}", minimum=0) for key in keys if metadata.has(f"tokenizer.ggml.{key}")
+    ]
 
 
 def _gemma3_scale(values: Fields) -> float:

@@ -82,6 +82,8 @@ class GgufTensors:
         view = self._views[name]
         if len(view.shape) == 1:
             values = self._dequantize(view.tensor, 0, 1).reshape(view.shape)
+            if view.heads:
+                values = _halves_apart(values[:, None], view.shape[0] // view.heads)[:, 0]
             yield values + self._norm_offset if name.endswith("norm.weight") else values
             return
         head_rows = view.shape[0] // view.heads if view.heads else 1

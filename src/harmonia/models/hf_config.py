@@ -45,7 +45,11 @@ _GEMMA3: dict[str, object] = {
     "eos_token_id": 1,
 }
 _LLAMA: dict[str, object] = _COMMON | {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2}
-_MISTRAL: dict[str, object] = _LLAMA | {"max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4096}
+_MISTRAL: dict[str, object] = _LLAMA | {
+    "max_position_embeddings": 131_072,
+    "num_key_value_heads": 8,
+    "sliding_window": 4096,
+}
 _QWEN: dict[str, object] = _COMMON | {
     "max_position_embeddings": 32_768,
     "sliding_window": 4096,

@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5: Llama's plan with biases on queries, keys and values, and a window in the upper layers if at all."""
+"""Qwen2 and Qwen2.5: Llama's plan with biases on queries, keys and values; windows, if any, in the upper layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Qwen3-MoE: Qwen3's attention; feed-forward layers are mixtures of experts, except where the configuration says not."""
+"""Qwen3-MoE: Qwen3's attention; feed-forward layers are mixtures of experts unless the configuration says not."""
 
 from __future__ import annotations
 

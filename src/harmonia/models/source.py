@@ -44,7 +44,8 @@ class ModelSource:
 def open_model(path: str | Path) -> ModelSource:
     """Open a Hugging Face folder, a GGUF file, or a folder with exactly one GGUF file.
 
-    Reads configuration and tensor headers only. Errors: UnsupportedModelError naming what is missing, broken or unknown.
+    Reads configuration and tensor headers only.
+    Errors: UnsupportedModelError naming what is missing, broken or unknown.
     """
     path = Path(path)
     if not path.exists():
@@ -62,7 +63,7 @@ def open_model(path: str | Path) -> ModelSource:
 
 
 def _open_gguf(path: Path) -> ModelSource:
-    if path.suffix == ".json" or path.suffix == ".safetensors":
+    if path.suffix in (".json", ".safetensors"):
         raise UnsupportedModelError(f"{path}: give the model's folder, not one of its files", file=str(path))
     file = open_gguf(path)
     return ModelSource(path, gguf_model_config(file), file)

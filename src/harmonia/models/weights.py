@@ -36,9 +36,7 @@ class TensorFiles(Protocol):
         ...
 
 
-def load_decoder(
-    source: ModelSource, fmt: WeightFormat, progress: Callable[[float], None] | None = None
-) -> Decoder:
+def load_decoder(source: ModelSource, fmt: WeightFormat, progress: Callable[[float], None] | None = None) -> Decoder:
     """Allocate a decoder and fill it. `progress` is called with the share done, 0 to 1.
 
     Errors: UnsupportedModelError naming the first missing, unexpected or misshaped tensor.

@@ -25,19 +25,19 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_default
 # ---------------------------------------------------------------------------------------------- what to answer
 
 
-class TextPrompt(_Message):
+class TextPrompt(_Message, frozen=True, kw_only=True):
     """Plain text, tokenized by the worker."""
 
     text: str
 
 
-class TokenPrompt(_Message):
+class TokenPrompt(_Message, frozen=True, kw_only=True):
     """Token ids as they are."""
 
     token_ids: tuple[int, ...]
 
 
-class ChatPrompt(_Message):
+class ChatPrompt(_Message, frozen=True, kw_only=True):
     """A conversation, rendered with the model's chat template."""
 
     messages: tuple[JsonObject, ...]
@@ -53,7 +53,7 @@ class ChatPrompt(_Message):
 Prompt = TextPrompt | TokenPrompt | ChatPrompt
 
 
-class Constraint(_Message):
+class Constraint(_Message, frozen=True, kw_only=True):
     """A grammar that the answer must follow."""
 
     kind: str
@@ -65,7 +65,7 @@ class Constraint(_Message):
 # ---------------------------------------------------------------------------------------------- client to worker
 
 
-class Generate(_Message):
+class Generate(_Message, frozen=True, kw_only=True):
     """Generate `n` answers to one prompt."""
 
     id: str
@@ -85,7 +85,7 @@ class Generate(_Message):
     """False: deltas come only when the answer is complete."""
 
 
-class Embed(_Message):
+class Embed(_Message, frozen=True, kw_only=True):
     """Normalised final hidden states of the last token of each prompt."""
 
     id: str
@@ -94,32 +94,32 @@ class Embed(_Message):
     max_ttft_ms: int | None = None
 
 
-class Cancel(_Message):
+class Cancel(_Message, frozen=True, kw_only=True):
     """Stop a request and free its blocks; unknown ids are ignored."""
 
     id: str
 
 
-class Pause(_Message):
+class Pause(_Message, frozen=True, kw_only=True):
     """Stop scheduling a request until `Resume`: its consumer is slow."""
 
     id: str
 
 
-class Resume(_Message):
+class Resume(_Message, frozen=True, kw_only=True):
     """Go on with a paused request."""
 
     id: str
 
 
-class CloseSession(_Message):
+class CloseSession(_Message, frozen=True, kw_only=True):
     """Forget a session's preference for its cache blocks."""
 
     id: str
     session_id: str
 
 
-class LoadAdapter(_Message):
+class LoadAdapter(_Message, frozen=True, kw_only=True):
     """Load a PEFT folder under a key."""
 
     id: str
@@ -127,20 +127,20 @@ class LoadAdapter(_Message):
     path: str
 
 
-class UnloadAdapter(_Message):
+class UnloadAdapter(_Message, frozen=True, kw_only=True):
     """Free an adapter's slot; its running requests end first with an error."""
 
     id: str
     key: str
 
 
-class Describe(_Message):
+class Describe(_Message, frozen=True, kw_only=True):
     """Ask for a `Description`."""
 
     id: str
 
 
-class GetStats(_Message):
+class GetStats(_Message, frozen=True, kw_only=True):
     """Ask for `Stats`."""
 
     id: str
@@ -154,7 +154,7 @@ ClientMessage = (
 # ---------------------------------------------------------------------------------------------- worker to client
 
 
-class TokenLogprob(_Message):
+class TokenLogprob(_Message, frozen=True, kw_only=True):
     """A token with its natural, untempered log-probability over the full vocabulary."""
 
     token_id: int
@@ -166,7 +166,7 @@ class TokenLogprob(_Message):
     """(id, text, bytes, log-probability) of the most likely tokens, best first."""
 
 
-class ToolCall(_Message):
+class ToolCall(_Message, frozen=True, kw_only=True):
     """A function call that the model made."""
 
     id: str
@@ -175,7 +175,7 @@ class ToolCall(_Message):
     """JSON text."""
 
 
-class Usage(_Message):
+class Usage(_Message, frozen=True, kw_only=True):
     """Token counts of one request."""
 
     prompt_tokens: int
@@ -184,7 +184,7 @@ class Usage(_Message):
     """Prompt tokens taken from the cache."""
 
 
-class Delta(_Message):
+class Delta(_Message, frozen=True, kw_only=True):
     """What one answer gained since the last message."""
 
     id: str
@@ -204,13 +204,13 @@ class Delta(_Message):
     """On the first delta of answer 0, when asked for."""
 
 
-class Step(_Message):
+class Step(_Message, frozen=True, kw_only=True):
     """Everything that one engine step brought for this connection."""
 
     deltas: tuple[Delta, ...]
 
 
-class Finished(_Message):
+class Finished(_Message, frozen=True, kw_only=True):
     """All answers of a request are complete."""
 
     id: str
@@ -219,7 +219,7 @@ class Finished(_Message):
     """`queue`, `ttft` and `total`."""
 
 
-class Failed(_Message):
+class Failed(_Message, frozen=True, kw_only=True):
     """The request ended with an error, rebuilt by `errors.from_code`."""
 
     id: str
@@ -228,7 +228,7 @@ class Failed(_Message):
     details: JsonObject = {}
 
 
-class Embedded(_Message):
+class Embedded(_Message, frozen=True, kw_only=True):
     """Answer to `Embed`."""
 
     id: str
@@ -237,13 +237,13 @@ class Embedded(_Message):
     usage: Usage
 
 
-class Done(_Message):
+class Done(_Message, frozen=True, kw_only=True):
     """A command without a value succeeded."""
 
     id: str
 
 
-class ModelInfo(_Message):
+class ModelInfo(_Message, frozen=True, kw_only=True):
     """A model that this worker serves."""
 
     key: str
@@ -254,7 +254,7 @@ class ModelInfo(_Message):
     """Unix seconds at which it was loaded."""
 
 
-class Description(_Message):
+class Description(_Message, frozen=True, kw_only=True):
     """What this worker is and what it can take."""
 
     id: str
@@ -271,7 +271,7 @@ class Description(_Message):
     """The memory plan, as `MemoryPlan.to_dict()` gives it."""
 
 
-class Histogram(_Message):
+class Histogram(_Message, frozen=True, kw_only=True):
     """Cumulative counts per upper bound, Prometheus' way; the last bound is infinity."""
 
     bounds: tuple[float, ...]
@@ -279,7 +279,7 @@ class Histogram(_Message):
     total: float
 
 
-class Stats(_Message):
+class Stats(_Message, frozen=True, kw_only=True):
     """Counters since the start, gauges of this moment, and histograms; names without unit prefix."""
 
     id: str

@@ -1,5 +1,6 @@
 """The HTTP server: skins over `services/` that speak to workers through the router."""
 
 from harmonia.server.app import create_app
+from harmonia.server.listener import Listener, bind
 
-__all__ = ["create_app"]
+__all__ = ["Listener", "bind", "create_app"]

@@ -11,9 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from harmonia.config import WorkerConfig
-from harmonia.engine.requests import SequenceOutput
-from harmonia.errors import HarmoniaError, WorkerLostError, from_code
-from harmonia.protocol.messages import JsonObject
+from harmonia.engine.requests import SequenceError, SequenceOutput
+from harmonia.errors import WorkerLostError, from_code
 from harmonia.worker.link import (
     Command,
     Event,
@@ -31,6 +30,8 @@ from harmonia.worker.link import (
 DEVICE_COMMAND = (sys.executable, "-m", "harmonia.worker.device")
 _EXIT_PATIENCE_S = 5.0
 
+_Answer = asyncio.Future[dict[str, object]]
+
 
 class Device(asyncio.Protocol):
     """A device process. Commands given in one turn of the event loop leave in one frame."""
@@ -43,8 +44,8 @@ class Device(asyncio.Protocol):
         self._frames = Frames()
         self._waiting: list[Command] = []
         self._tags = itertools.count(1)
-        self._replies: dict[int, asyncio.Future[JsonObject]] = {}
-        self.ready: asyncio.Future[JsonObject] = loop.create_future()
+        self._replies: dict[int, _Answer] = {}
+        self.ready: _Answer = loop.create_future()
         """Done when the model is loaded; holds the engine's description, or why loading failed."""
         self.lost = asyncio.Event()
         """Set when the process is gone."""
@@ -73,7 +74,7 @@ class Device(asyncio.Protocol):
             self._loop.call_soon(self._flush)
         self._waiting.append(command)
 
-    async def ask(self, question: Callable[[int], Question]) -> JsonObject:
+    async def ask(self, question: Callable[[int], Question]) -> dict[str, object]:
         """Send the question made for a fresh tag and wait for its answer; errors are raised as on the other side."""
         if self.lost.is_set():
             raise WorkerLostError("the device process is gone")
@@ -138,21 +139,19 @@ class Device(asyncio.Protocol):
             case Ready(description):
                 self._resolve(self.ready, description, None)
             case Fatal(error):
-                self._resolve(self.ready, {}, from_code(error.code, error.message, error.details))
+                self._resolve(self.ready, {}, error)
 
     @staticmethod
-    def _resolve(future: asyncio.Future[JsonObject] | None, value: JsonObject, error: HarmoniaError | None) -> None:
+    def _resolve(future: _Answer | None, value: dict[str, object], error: SequenceError | None) -> None:
         if future is None or future.done():
             return
         if error is not None:
-            future.set_exception(error)
+            future.set_exception(from_code(error.code, error.message, error.details))
         else:
             future.set_result(value)
 
 
 def _environment(config: WorkerConfig) -> dict[str, str]:
-    """The child's environment: one place to set the threads of every numeric library, before any is imported."""
+    """The child's environment; OpenMP reads the number of threads once, when it is loaded."""
     threads = config.engine.num_threads
-    if threads is None:
-        return {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), **os.environ}
-    return {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    return dict(os.environ) if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}

@@ -32,6 +32,7 @@ LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_fac
 LLAMA3 = {**LLAMA3, "original_max_position_embeddings": 32}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
 MOE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 48}
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
 LAYER_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 GEMMA_ROPES = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
@@ -41,7 +42,7 @@ GEMMA_ROPES = {
 CONFIGS = {
     "llama": lambda: LlamaConfig(**SIZES),
     "llama-tied-bias": lambda: LlamaConfig(**SIZES, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
-    "llama-linear": lambda: LlamaConfig(**SIZES, rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}),
+    "llama-linear": lambda: LlamaConfig(**SIZES, rope_parameters=LINEAR),
     "llama-llama3": lambda: LlamaConfig(**SIZES, rope_parameters=LLAMA3),
     "mistral-window": lambda: MistralConfig(**SIZES, sliding_window=7),
     "qwen2": lambda: Qwen2Config(**SIZES, tie_word_embeddings=True),

@@ -10,7 +10,7 @@ import msgspec
 
 from harmonia.protocol.client import Stream
 from harmonia.protocol.messages import Delta, Finished, Generate, TokenLogprob, ToolCall, Usage
-from harmonia.server.rest.schemas.common import PromptTokensDetails, UsageReport
+from harmonia.server.rest.schemas.fields import PromptTokensDetails, UsageReport
 
 DeltaMap = Callable[[Delta], Delta]
 
@@ -111,5 +111,3 @@ async def collect(stream: Stream, head: Head, change: DeltaMap | None) -> tuple[
             else:
                 answers[head.index(event)].add(change(event) if change is not None else event)
     return answers, tally.report()
-
-

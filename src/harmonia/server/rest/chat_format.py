@@ -14,7 +14,7 @@ from harmonia.server.rest.schemas.chat import (
     ToolCallReport,
     TopLogprob,
 )
-from harmonia.server.rest.schemas.common import UsageReport
+from harmonia.server.rest.schemas.fields import UsageReport
 from harmonia.server.rest.sse import ChunkEncoder, to_json
 
 _PLAIN_END = b'},"logprobs":null,"finish_reason":null}]}\n\n'

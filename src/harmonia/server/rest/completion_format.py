@@ -8,7 +8,7 @@ import msgspec
 
 from harmonia.protocol.messages import Delta, TextPrompt, TokenLogprob, TokenPrompt
 from harmonia.server.rest.answers import Answer, Head
-from harmonia.server.rest.schemas.common import UsageReport
+from harmonia.server.rest.schemas.fields import UsageReport
 from harmonia.server.rest.schemas.completions import CompletionChoice, CompletionLogprobs, CompletionResponse
 from harmonia.server.rest.sse import ChunkEncoder, to_json
 

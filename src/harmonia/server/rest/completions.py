@@ -32,9 +32,7 @@ async def create_completion(request: Request, api: Api) -> Response:
     body = await read_body(request, CompletionRequest, api.config.server.max_body_bytes)
     prompts = parse_prompts(body.prompt, "prompt")
     _refuse_unsupported(body, len(prompts))
-    echo = Echo(
-        prompts=prompts if body.echo else (), prompt_only=body.max_tokens == 0, num_top=body.logprobs
-    )
+    echo = Echo(prompts=prompts if body.echo else (), prompt_only=body.max_tokens == 0, num_top=body.logprobs)
     requests = _generates(body, prompts, echo)
     replica = api.router.pick(body.model, body.session_id)
     request.state.model = body.model

@@ -8,7 +8,7 @@ from fastapi import Depends, Request, Response
 
 from harmonia.config import ServerConfig
 from harmonia.router import Router
-from harmonia.server.rest.schemas.common import ResponseModel
+from harmonia.server.rest.schemas.fields import ResponseModel
 from harmonia.server.rest.sse import to_json
 from harmonia.server.services.auth import KeyRing
 from harmonia.server.services.metrics import Metrics

@@ -25,7 +25,7 @@ from harmonia.errors import (
     WorkerLostError,
 )
 from harmonia.log import get_logger
-from harmonia.server.rest.schemas.common import ErrorBody, ErrorResponse
+from harmonia.server.rest.schemas.fields import ErrorBody, ErrorResponse
 
 log = get_logger(__name__)
 

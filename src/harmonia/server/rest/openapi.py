@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from harmonia.server.rest import schemas
-from harmonia.server.rest.schemas.common import ErrorResponse, RequestModel, ResponseModel
+from harmonia.server.rest.schemas.fields import ErrorResponse, RequestModel, ResponseModel
 
 JsonObject = dict[str, object]
 

@@ -37,7 +37,9 @@ def _one(item: str | int | list[int], field: str) -> TextPrompt | TokenPrompt:
     if isinstance(item, str):
         return TextPrompt(text=item)
     if isinstance(item, int):
-        raise InvalidRequestError(f"{field}: a list holds texts, token ids, or lists of token ids, not a mix", field=field)
+        raise InvalidRequestError(
+            f"{field}: a list holds texts, token ids, or lists of token ids, not a mix", field=field
+        )
     return _tokens(item, field)
 
 

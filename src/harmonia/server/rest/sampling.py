@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from harmonia.errors import InvalidRequestError
 from harmonia.protocol.sampling import SamplingParams
-from harmonia.server.rest.schemas.common import GenerationRequest
+from harmonia.server.rest.schemas.fields import GenerationRequest
 
 MAX_STOPS = 64
 

@@ -15,7 +15,7 @@ from harmonia.protocol.messages import Delta, Finished
 from harmonia.server.rest.answers import DeltaMap, Tally
 from harmonia.server.rest.caller import Caller
 from harmonia.server.rest.errors import body_of
-from harmonia.server.rest.schemas.common import UsageReport
+from harmonia.server.rest.schemas.fields import UsageReport
 
 log = get_logger(__name__)
 

@@ -24,7 +24,8 @@ class KeyRing:
         if scheme.lower() != "bearer" or not key.strip():
             raise AuthenticationError("this server wants an API key: send the header 'Authorization: Bearer KEY'")
         digest = _digest(key.strip())
-        if not any([hmac.compare_digest(digest, known) for known in self._digests]):
+        # Every key is compared, so that the time tells nothing about which one was close.
+        if sum(hmac.compare_digest(digest, known) for known in self._digests) == 0:
             raise AuthenticationError("the API key is not one that this server knows")
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from harmonia.server.rest.schemas.common import Name, RequestModel
+from harmonia.server.rest.schemas.fields import Name, RequestModel
 
 
-class LoadAdapterRequest(RequestModel):
+class LoadAdapterRequest(RequestModel, kw_only=True):
     """A PEFT folder to load while serving."""
 
     key: Name

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from harmonia.server.rest.schemas.common import (
+from harmonia.server.rest.schemas.fields import (
     GenerationRequest,
     JsonValue,
     Name,
@@ -20,7 +20,7 @@ JsonSchema = dict[str, JsonValue]
 FunctionName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 
 
-class ContentPart(RequestModel):
+class ContentPart(RequestModel, kw_only=True):
     """A piece of a message."""
 
     type: str
@@ -32,7 +32,7 @@ class ContentPart(RequestModel):
     file: JsonValue = None
 
 
-class CalledFunction(RequestModel):
+class CalledFunction(RequestModel, kw_only=True):
     """The function and arguments of a call in the history."""
 
     name: str
@@ -40,7 +40,7 @@ class CalledFunction(RequestModel):
     """JSON text."""
 
 
-class PastToolCall(RequestModel):
+class PastToolCall(RequestModel, kw_only=True):
     """A tool call of an earlier assistant turn."""
 
     id: str | None = None
@@ -49,7 +49,7 @@ class PastToolCall(RequestModel):
     index: int | None = None
 
 
-class Message(RequestModel):
+class Message(RequestModel, kw_only=True):
     """One turn of the conversation, as OpenAI's clients send it and as this server answers it."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -68,7 +68,7 @@ class Message(RequestModel):
     function_call: JsonValue = None
 
 
-class JsonSchemaFormat(RequestModel):
+class JsonSchemaFormat(RequestModel, kw_only=True):
     """A named JSON schema."""
 
     name: str
@@ -77,14 +77,14 @@ class JsonSchemaFormat(RequestModel):
     strict: bool | None = None
 
 
-class ResponseFormat(RequestModel):
+class ResponseFormat(RequestModel, kw_only=True):
     """The form that the answer must have."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
 
 
-class ConstrainedDecoding(RequestModel):
+class ConstrainedDecoding(RequestModel, kw_only=True):
     """A grammar that the answer must follow."""
 
     schema: str
@@ -92,7 +92,7 @@ class ConstrainedDecoding(RequestModel):
     format: Literal["json", "json_schema", "regex", "lark"]
 
 
-class FunctionDefinition(RequestModel):
+class FunctionDefinition(RequestModel, kw_only=True):
     """A function that the model may call."""
 
     name: FunctionName
@@ -101,7 +101,7 @@ class FunctionDefinition(RequestModel):
     strict: bool | None = None
 
 
-class Tool(RequestModel):
+class Tool(RequestModel, kw_only=True):
     """An OpenAI function (`type`, `function`) or a switch for a registered tool (`id`, `enabled`)."""
 
     type: Literal["function"] | None = None
@@ -110,20 +110,20 @@ class Tool(RequestModel):
     enabled: bool | None = None
 
 
-class NamedFunction(RequestModel):
+class NamedFunction(RequestModel, kw_only=True):
     """The function that must be called."""
 
     name: str
 
 
-class NamedToolChoice(RequestModel):
+class NamedToolChoice(RequestModel, kw_only=True):
     """Call exactly this function."""
 
     type: Literal["function"]
     function: NamedFunction
 
 
-class ChatRequest(GenerationRequest):
+class ChatRequest(GenerationRequest, kw_only=True):
     """A conversation to continue."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
@@ -160,14 +160,14 @@ class ChatRequest(GenerationRequest):
     """Text only."""
 
 
-class FunctionCall(ResponseModel):
+class FunctionCall(ResponseModel, kw_only=True):
     """Name and arguments of a call."""
 
     name: str
     arguments: str
 
 
-class ToolCallReport(ResponseModel, omit_defaults=False):
+class ToolCallReport(ResponseModel, kw_only=True, omit_defaults=False):
     """A call that the model wants made."""
 
     id: str
@@ -175,7 +175,7 @@ class ToolCallReport(ResponseModel, omit_defaults=False):
     type: str = "function"
 
 
-class ChatAnswer(ResponseModel):
+class ChatAnswer(ResponseModel, kw_only=True):
     """The assistant's turn."""
 
     id: str
@@ -184,7 +184,7 @@ class ChatAnswer(ResponseModel):
     tool_calls: list[ToolCallReport] | None = None
 
 
-class TopLogprob(ResponseModel):
+class TopLogprob(ResponseModel, kw_only=True):
     """One of the most likely tokens."""
 
     token: str
@@ -192,7 +192,7 @@ class TopLogprob(ResponseModel):
     bytes: list[int]
 
 
-class ChatLogprob(ResponseModel):
+class ChatLogprob(ResponseModel, kw_only=True):
     """A token of the answer with its log-probability."""
 
     token: str
@@ -201,13 +201,13 @@ class ChatLogprob(ResponseModel):
     top_logprobs: list[TopLogprob]
 
 
-class ChatLogprobs(ResponseModel):
+class ChatLogprobs(ResponseModel, kw_only=True):
     """Log-probabilities of an answer."""
 
     content: list[ChatLogprob]
 
 
-class ChatChoice(ResponseModel, omit_defaults=False):
+class ChatChoice(ResponseModel, kw_only=True, omit_defaults=False):
     """One answer."""
 
     index: int
@@ -219,7 +219,7 @@ class ChatChoice(ResponseModel, omit_defaults=False):
     token_ids: list[int] | None = None
 
 
-class ChatResponse(ResponseModel):
+class ChatResponse(ResponseModel, kw_only=True):
     """All answers."""
 
     id: str

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from harmonia.server.rest.schemas.common import (
+from harmonia.server.rest.schemas.fields import (
     GenerationRequest,
     Name,
     ResponseModel,
@@ -18,7 +18,7 @@ from harmonia.server.rest.schemas.common import (
 PromptInput = str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(GenerationRequest, kw_only=True):
     """Text or tokens to continue."""
 
     prompt: PromptInput
@@ -33,7 +33,7 @@ class CompletionRequest(GenerationRequest):
     """Refused unless empty: filling in the middle is not supported."""
 
 
-class CompletionLogprobs(ResponseModel):
+class CompletionLogprobs(ResponseModel, kw_only=True):
     """Log-probabilities of an answer, token by token."""
 
     tokens: list[str]
@@ -42,7 +42,7 @@ class CompletionLogprobs(ResponseModel):
     text_offset: list[int]
 
 
-class CompletionChoice(ResponseModel, omit_defaults=False):
+class CompletionChoice(ResponseModel, kw_only=True, omit_defaults=False):
     """One answer."""
 
     index: int
@@ -55,7 +55,7 @@ class CompletionChoice(ResponseModel, omit_defaults=False):
     prompt_token_ids: list[int] | None = None
 
 
-class CompletionResponse(ResponseModel):
+class CompletionResponse(ResponseModel, kw_only=True):
     """All answers to all prompts, prompt by prompt."""
 
     id: str

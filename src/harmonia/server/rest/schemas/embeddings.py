@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from harmonia.server.rest.schemas.common import Milliseconds, Name, RequestModel, ResponseModel, UsageReport
+from harmonia.server.rest.schemas.fields import Milliseconds, Name, RequestModel, ResponseModel, UsageReport
 from harmonia.server.rest.schemas.completions import PromptInput
 
 
-class EmbeddingRequest(RequestModel):
+class EmbeddingRequest(RequestModel, kw_only=True):
     """Texts or tokens to embed."""
 
     model: Name
@@ -29,7 +29,7 @@ class EmbeddingRequest(RequestModel):
     """Bound on the time in the queue."""
 
 
-class EmbeddingItem(ResponseModel, omit_defaults=False):
+class EmbeddingItem(ResponseModel, kw_only=True, omit_defaults=False):
     """One vector."""
 
     index: int
@@ -37,7 +37,7 @@ class EmbeddingItem(ResponseModel, omit_defaults=False):
     object: str = "embedding"
 
 
-class EmbeddingResponse(ResponseModel, omit_defaults=False):
+class EmbeddingResponse(ResponseModel, kw_only=True, omit_defaults=False):
     """The vectors, in the order of the input."""
 
     data: list[EmbeddingItem]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from harmonia.server.rest.schemas.common import JsonValue, ResponseModel
+from harmonia.server.rest.schemas.fields import JsonValue, ResponseModel
 
 
-class ModelCard(ResponseModel, omit_defaults=False):
+class ModelCard(ResponseModel, kw_only=True, omit_defaults=False):
     """A model that this server answers for."""
 
     id: str
@@ -19,14 +19,14 @@ class ModelCard(ResponseModel, omit_defaults=False):
     """Longest prompt plus answer, in tokens."""
 
 
-class ModelList(ResponseModel, omit_defaults=False):
+class ModelList(ResponseModel, kw_only=True, omit_defaults=False):
     """Every model."""
 
     data: list[ModelCard]
     object: str = "list"
 
 
-class Deleted(ResponseModel, omit_defaults=False):
+class Deleted(ResponseModel, kw_only=True, omit_defaults=False):
     """What was removed."""
 
     id: str
@@ -34,7 +34,7 @@ class Deleted(ResponseModel, omit_defaults=False):
     deleted: bool = True
 
 
-class WorkerHealth(ResponseModel):
+class WorkerHealth(ResponseModel, kw_only=True):
     """One worker."""
 
     replica: str
@@ -45,7 +45,7 @@ class WorkerHealth(ResponseModel):
     error: dict[str, JsonValue] | None = None
 
 
-class Health(ResponseModel):
+class Health(ResponseModel, kw_only=True):
     """Whether requests will be answered."""
 
     status: str

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
-JsonValue = object
+JsonValue = Any
 """Any JSON; kept as it came."""
 
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -27,7 +27,7 @@ class ResponseModel(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A response body: a field at its default is left out."""
 
 
-class StreamOptions(RequestModel):
+class StreamOptions(RequestModel, kw_only=True):
     """How to stream."""
 
     include_usage: bool | None = None
@@ -36,7 +36,7 @@ class StreamOptions(RequestModel):
     """Accepted without effect: this server sends no padding."""
 
 
-class GenerationRequest(RequestModel):
+class GenerationRequest(RequestModel, kw_only=True):
     """Fields of chat and text completion requests alike."""
 
     model: Name
@@ -101,14 +101,14 @@ class GenerationRequest(RequestModel):
     """Accepted without effect."""
 
 
-class PromptTokensDetails(ResponseModel, omit_defaults=False):
+class PromptTokensDetails(ResponseModel, kw_only=True, omit_defaults=False):
     """Where the prompt's tokens came from."""
 
     cached_tokens: int = 0
     """Prompt tokens taken from the cache instead of being computed."""
 
 
-class UsageReport(ResponseModel):
+class UsageReport(ResponseModel, kw_only=True):
     """Token counts of a request."""
 
     prompt_tokens: int
@@ -117,7 +117,7 @@ class UsageReport(ResponseModel):
     prompt_tokens_details: PromptTokensDetails | None = None
 
 
-class ErrorBody(ResponseModel, omit_defaults=False):
+class ErrorBody(ResponseModel, kw_only=True, omit_defaults=False):
     """What went wrong."""
 
     message: str
@@ -130,7 +130,7 @@ class ErrorBody(ResponseModel, omit_defaults=False):
     """Stable name of the error."""
 
 
-class ErrorResponse(ResponseModel):
+class ErrorResponse(ResponseModel, kw_only=True):
     """Body of every response that is not a success."""
 
     error: ErrorBody

@@ -1,0 +1,1 @@
+"""Commands: the only place that wires the control half and the compute half together."""

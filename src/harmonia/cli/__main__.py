@@ -1,0 +1,5 @@
+"""`python -m harmonia.cli`."""
+
+from harmonia.cli.main import main
+
+main()

@@ -1,0 +1,137 @@
+"""`harmonia serve`: a model behind OpenAI's interface."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+from rich.console import Console
+
+from harmonia import log
+from harmonia.cli.app import app
+from harmonia.cli.options import (
+    DEFAULTS,
+    DeviceOption,
+    KvCacheLen,
+    MaxAdapterRank,
+    MaxAdapters,
+    MaxSeqLen,
+    ModelPath,
+    PrecisionOption,
+    Threads,
+    engine_config,
+)
+from harmonia.cli.running import Running
+from harmonia.cli.tables import print_error
+from harmonia.config import AdapterSource, EngineConfig, ServerConfig, WorkerConfig
+from harmonia.errors import HarmoniaError
+
+_FILE_SUFFIXES = (".gguf", ".safetensors")
+
+
+@app.command()
+def serve(
+    model: ModelPath,
+    name: Annotated[str | None, typer.Option(help="Key of the model; the file's or folder's name by default.")] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=PATH", help="PEFT folder to load; may be repeated.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to bind; 127.0.0.1 by default.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port; 9000 by default, 0 takes a free one.")
+    ] = None,
+    kv_cache_len: KvCacheLen = None,
+    max_seq_len: MaxSeqLen = None,
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = "auto",
+    threads: Threads = None,
+    max_adapters: MaxAdapters = DEFAULTS.max_adapters,
+    max_adapter_rank: MaxAdapterRank = DEFAULTS.max_adapter_rank,
+    api_key: Annotated[
+        list[str] | None, typer.Option(help="Key that callers must present; may be repeated. None: everyone may call.")
+    ] = None,
+    max_ttft_ms: Annotated[
+        int | None, typer.Option(min=1, help="Give a request up when its first token takes longer, queue included.")
+    ] = None,
+) -> None:
+    """Serve MODEL over HTTP, with OpenAI's interface under /v1.
+
+    Prints the address and a command to try when the model is ready.
+    Ctrl-C lets running answers finish; a second one ends at once.
+
+    [bold]Examples[/bold]
+
+      harmonia serve ./SmolLM2-135M-Instruct.Q4_1.gguf --precision int8
+
+      harmonia serve ./Qwen3-8B --name qwen --adapter support=./loras/support --kv-cache-len 200000
+
+      harmonia serve ./Qwen3-8B --host 0.0.0.0 --api-key "$KEY"
+    """
+    engine = engine_config(kv_cache_len, max_seq_len, precision, device, threads, max_adapters, max_adapter_rank)
+    server = server_config(host, port, api_key, max_ttft_ms)
+    worker = worker_config(model, name, adapter or [], engine, server.max_ttft_ms)
+    log.configure()
+    raise typer.Exit(uvloop.run(run(worker, server)))
+
+
+async def run(worker: WorkerConfig, server: ServerConfig) -> int:
+    """Serve until a signal; the exit code."""
+    try:
+        running = Running(worker, server)
+    except HarmoniaError as error:
+        print_error(Console(stderr=True), error)
+        return 1
+    async with running:
+        if not await running.wait_ready():
+            return 1
+        running.show_address()
+        await running.wait_end()
+    return 0
+
+
+def server_config(
+    host: str | None, port: int | None, api_keys: list[str] | None, max_ttft_ms: int | None
+) -> ServerConfig:
+    """The server's settings: the environment's, with what the command line says on top."""
+    config = ServerConfig()
+    bound = {"host": host, "port": port}
+    changes: dict[str, object] = {
+        "server": config.server.model_copy(update={key: value for key, value in bound.items() if value is not None})
+    }
+    if api_keys:
+        changes["api_keys"] = tuple(api_keys)
+    if max_ttft_ms is not None:
+        changes["max_ttft_ms"] = max_ttft_ms
+    return config.model_copy(update=changes)
+
+
+def worker_config(
+    model: Path, name: str | None, adapters: list[str], engine: EngineConfig, max_ttft_ms: int
+) -> WorkerConfig:
+    """The worker's settings; refuses names that are missing or given twice."""
+    if not model.exists():
+        raise typer.BadParameter(f"{model} does not exist; give a Hugging Face folder or a GGUF file")
+    key = name or default_key(model)
+    sources = tuple(_adapter(entry) for entry in adapters)
+    keys = [key, *(source.key for source in sources)]
+    doubled = next((item for item in keys if keys.count(item) > 1), None)
+    if doubled is not None:
+        raise typer.BadParameter(f"two models are named {doubled!r}; --name and --adapter KEY=PATH set the names")
+    return WorkerConfig(
+        model=str(model.resolve()), key=key, socket="", adapters=sources, engine=engine, max_ttft_ms=max_ttft_ms
+    )
+
+
+def default_key(model: Path) -> str:
+    """The name of a folder, or of a file without its suffix."""
+    resolved = model.resolve()
+    return resolved.stem if resolved.suffix in _FILE_SUFFIXES else resolved.name
+
+
+def _adapter(entry: str) -> AdapterSource:
+    key, _, path = entry.partition("=")
+    if not key or not path:
+        raise typer.BadParameter(f"--adapter wants KEY=PATH, got {entry!r}")
+    return AdapterSource(key=key, path=str(Path(path).resolve()))

@@ -1,0 +1,93 @@
+"""The listening side: uvicorn with limits on idle connections and a shutdown that ends streams in order."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from harmonia.config import ServerConfig
+from harmonia.errors import InvalidRequestError, UnavailableError
+from harmonia.log import get_logger
+from harmonia.router import Router
+from harmonia.server.connection import bounded
+
+log = get_logger(__name__)
+
+RESERVED_FILES = 256
+"""File descriptors kept for everything but HTTP connections."""
+BACKLOG = 4096
+_FORCE_AFTER_S = 3.0
+_KEEP_ALIVE_S = 75
+
+
+class Listener(uvicorn.Server):
+    """Serves an application until a signal; a second signal ends it at once.
+
+    After the first, running streams may finish within the grace period; what is still open then ends with an error
+    event.
+    """
+
+    def __init__(self, app: FastAPI, config: ServerConfig, router: Router) -> None:
+        server = config.server
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="uvloop",
+                http=bounded(server.header_timeout_seconds, _connection_limit(server.max_connections)),
+                ws="none",
+                access_log=False,
+                log_level="warning",
+                backlog=BACKLOG,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_graceful_shutdown=round(server.shutdown_grace_seconds + _FORCE_AFTER_S),
+            )
+        )
+        self._router = router
+        self._grace_s = server.shutdown_grace_seconds
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop accepting; at the second signal stop everything."""
+        if self.should_exit:
+            self.force_exit = True
+            self._end_streams()
+            return
+        self.should_exit = True
+        log.info("%s: finishing open requests for at most %g s", signal.Signals(sig).name, self._grace_s)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let open requests finish, and end them when the grace period is over."""
+        timer = asyncio.get_running_loop().call_later(self._grace_s, self._end_streams)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+
+    def _end_streams(self) -> None:
+        self._router.abort(UnavailableError("the server is shutting down; send the request again elsewhere"))
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; raises `InvalidRequestError` when the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        message = f"cannot listen on {host} port {port}: {error.strerror or error}; --host and --port choose another"
+        raise InvalidRequestError(message, field="port") from error
+
+
+def _connection_limit(wanted: int) -> int:
+    """Raise the limit on open files as far as it goes; the connections that then fit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard - RESERVED_FILES)
+    if limit < wanted:
+        log.warning("%d connections at once at most: the limit on open files is %d", limit, hard)
+    return limit

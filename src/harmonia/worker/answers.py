@@ -1,0 +1,133 @@
+"""One answer in the making: from the engine's tokens to what its client reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harmonia.engine.requests import SequenceOutput, TokenScore
+from harmonia.protocol.messages import Delta, TokenLogprob, ToolCall
+from harmonia.worker.detokenize import Detokenizer, TokenTable
+from harmonia.worker.grammar import Grammar
+from harmonia.worker.stops import StopScanner
+from harmonia.worker.tools import ToolParser
+
+
+class AnswerText:
+    """Tokens to text, cut at stop strings, with tool calls taken out."""
+
+    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str], tools: ToolParser | None) -> None:
+        self._detokenizer = detokenizer
+        self._scanner = StopScanner(stops)
+        self._tools = tools
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string is complete."""
+        return self._scanner.stopped
+
+    @property
+    def has_calls(self) -> bool:
+        """The answer calls a tool."""
+        return self._tools is not None and self._tools.num_calls > 0
+
+    def push(self, token_id: int) -> str:
+        """The text that this token adds."""
+        text = self._scanner.push(self._detokenizer.push(token_id))
+        return self._tools.push(text) if self._tools is not None else text
+
+    def flush(self) -> str:
+        """Whatever was held back, at the end."""
+        text = self._scanner.push(self._detokenizer.flush()) + self._scanner.flush()
+        return self._tools.push(text) + self._tools.flush() if self._tools is not None else text
+
+    def take_calls(self) -> tuple[ToolCall, ...]:
+        """Calls completed since the last time."""
+        return self._tools.take_calls() if self._tools is not None else ()
+
+
+class Answer:
+    """One of the n answers to a request."""
+
+    def __init__(self, index: int, text: AnswerText, grammar: Grammar | None, table: TokenTable) -> None:
+        self.index = index
+        self.grammar = grammar
+        self.num_tokens = 0
+        self.finish_reason: str | None = None
+        self._text = text
+        self._table = table
+
+    def take(self, request_id: str, output: SequenceOutput, *, first: bool, prompt_ids: tuple[int, ...]) -> Delta:
+        """Advance by what a step brought; what came after the end of the answer is dropped."""
+        shown, kept = self._absorb(output)
+        leads = first and self.index == 0
+        return Delta(
+            id=request_id,
+            index=self.index,
+            text=shown,
+            token_ids=output.token_ids[:kept],
+            logprobs=self._logprobs(output.token_ids[:kept], output.scores) if output.scores else (),
+            tool_calls=self._text.take_calls(),
+            finish_reason=self.finish_reason,
+            version=output.version,
+            prompt_token_ids=prompt_ids if leads else (),
+            prompt_logprobs=self._logprobs(prompt_ids, output.prompt_scores) if leads else (),
+        )
+
+    def _absorb(self, output: SequenceOutput) -> tuple[str, int]:
+        """The text that became sure, and how many of the tokens belong to the answer."""
+        texts: list[str] = []
+        kept = 0
+        # The token that ends an answer is no text, even when it is an ordinary one.
+        num_text = len(output.token_ids) - (output.finish_reason == "stop")
+        reason: str | None = output.finish_reason
+        for token_id in output.token_ids:
+            kept += 1
+            if kept <= num_text:
+                texts.append(self._text.push(token_id))
+                if self._ends_here(token_id):
+                    reason = "stop"
+                    break
+        self.num_tokens += kept
+        if reason is not None:
+            texts.append(self._text.flush())
+            self.finish_reason = "tool_calls" if reason == "stop" and self._text.has_calls else reason
+        return "".join(texts), kept
+
+    def _ends_here(self, token_id: int) -> bool:
+        if self.grammar is not None:
+            self.grammar.consume(token_id)
+            if self.grammar.complete:
+                return True
+        return self._text.stopped
+
+    def _logprobs(self, token_ids: Sequence[int], scores: Sequence[TokenScore]) -> tuple[TokenLogprob, ...]:
+        table = self._table
+        return tuple(
+            TokenLogprob(
+                token_id=token_id,
+                token=table.text(token_id),
+                token_bytes=table.raw(token_id),
+                logprob=score.logprob,
+                top=tuple(
+                    (top.token_id, table.text(top.token_id), table.raw(top.token_id), top.logprob) for top in score.top
+                ),
+            )
+            for token_id, score in zip(token_ids, scores, strict=False)
+        )
+
+
+def joined(deltas: Sequence[Delta]) -> Delta:
+    """Everything that one answer gained, as if it had come at once."""
+    last = deltas[-1]
+    return Delta(
+        id=last.id,
+        index=last.index,
+        text="".join(delta.text for delta in deltas),
+        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+        logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
+        tool_calls=tuple(call for delta in deltas for call in delta.tool_calls),
+        finish_reason=last.finish_reason,
+        version=last.version,
+        prompt_token_ids=deltas[0].prompt_token_ids,
+        prompt_logprobs=deltas[0].prompt_logprobs,
+    )

@@ -1,0 +1,237 @@
+"""One client's connection: its requests, the messages that wait for it, and what happens when it is slow or gone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Coroutine, Iterable, Iterator
+from typing import Any, Protocol
+
+import msgspec
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+
+from harmonia import log
+from harmonia.errors import HarmoniaError, InvalidRequestError
+from harmonia.protocol.messages import (
+    Cancel,
+    ClientMessage,
+    Delta,
+    Embed,
+    Generate,
+    Pause,
+    Resume,
+    Step,
+    WorkerMessage,
+    decode_client_message,
+    encode,
+)
+from harmonia.worker.streams import Client, Streams, Work, failure
+
+# Deltas that may wait for a slow client before the engine stops working for it.
+MAX_PENDING = 4096
+_MAX_REMEMBERED = 10_000
+_CLOSE_INVALID = 1007
+
+_log = log.get_logger(__name__)
+
+
+class Service(Protocol):
+    """What answers requests."""
+
+    @property
+    def streams(self) -> Streams:
+        """Requests in progress."""
+
+    async def begin(self, request: Generate | Embed, client: Client, arrival_s: float) -> Work:
+        """Start a request that goes on after this returns."""
+
+    async def answer(self, command: ClientMessage) -> WorkerMessage:
+        """The answer to a command."""
+
+
+class Connection:
+    """A client and its requests. Ids are its own; a repeated id is not answered twice."""
+
+    def __init__(self, socket: ServerConnection, service: Service) -> None:
+        self._socket = socket
+        self._service = service
+        self._streams = service.streams
+        self._pending: list[WorkerMessage | Delta] = []
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._starting: dict[str, asyncio.Task[None]] = {}
+        self._work: dict[str, Work] = {}
+        self._paused: set[str] = set()
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._held = False
+
+    async def run(self) -> None:
+        """Serve until the client leaves; then all of its work is cancelled."""
+        sender = asyncio.create_task(self._send())
+        try:
+            async for data in self._socket:
+                if not self._receive(data):
+                    await self._socket.close(_CLOSE_INVALID, "not a message of the protocol")
+                    break
+        except ConnectionClosed as error:
+            _log.debug("connection closed: %s", error)
+        finally:
+            sender.cancel()
+            self._abandon()
+
+    def deliver(self, message: WorkerMessage | Delta) -> None:
+        """Take a message for sending; all of one turn of the event loop leave together."""
+        self._pending.append(message)
+        self._wake.set()
+        self._idle.clear()
+        if not isinstance(message, Delta):
+            self._forget(message.id)
+        elif len(self._pending) > MAX_PENDING and not self._held:
+            self._held = True
+            for work in self._work.values():
+                self._streams.hold(work)
+
+    async def drained(self) -> None:
+        """Wait until every message so far was sent."""
+        await self._idle.wait()
+
+    # --------------------------------------------------------------------------------------------- sending
+
+    async def _send(self) -> None:
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                messages, self._pending = self._pending, []
+                for message in _grouped(messages):
+                    await self._socket.send(encode(message))
+                if not self._pending:
+                    self._idle.set()
+                    self._go_on()
+        except ConnectionClosed:
+            self._idle.set()
+
+    def _go_on(self) -> None:
+        """The client caught up."""
+        if self._held:
+            self._held = False
+            for request_id, work in self._work.items():
+                if request_id not in self._paused:
+                    self._streams.release(work)
+
+    # ------------------------------------------------------------------------------------------- receiving
+
+    def _receive(self, data: str | bytes) -> bool:
+        """Act on a message; False if it is none at all."""
+        if isinstance(data, str):
+            return False
+        try:
+            message = decode_client_message(data)
+        except msgspec.ValidationError as error:
+            return self._refuse(data, error)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            return False
+        match message:
+            case Cancel(request_id):
+                self._cancel(request_id)
+            case Pause(request_id):
+                self._pause(request_id)
+            case Resume(request_id):
+                self._resume(request_id)
+            case _:
+                self._start(message)
+        return True
+
+    def _refuse(self, data: bytes, error: msgspec.ValidationError) -> bool:
+        """A message of the wrong shape is answered if it says which request it was."""
+        try:
+            request_id = msgspec.msgpack.decode(data, type=_Identified).id
+        except (msgspec.DecodeError, RecursionError):
+            return False
+        self.deliver(failure(request_id, InvalidRequestError(f"malformed message: {error}")))
+        return True
+
+    def _start(self, message: ClientMessage) -> None:
+        if message.id in self._seen:
+            return
+        self._seen[message.id] = None
+        if len(self._seen) > _MAX_REMEMBERED:
+            self._seen.popitem(last=False)
+        if isinstance(message, Generate | Embed):
+            job = self._begin(message)
+        else:
+            job = self._answer(message)
+        self._starting[message.id] = asyncio.create_task(self._guarded(message.id, job))
+
+    async def _guarded(self, request_id: str, job: Coroutine[Any, Any, None]) -> None:
+        try:
+            await job
+        except HarmoniaError as error:
+            self.deliver(failure(request_id, error))
+        except Exception:  # noqa: BLE001 - a mistake of ours must end one request, not the connection in silence
+            _log.exception("request %s failed", request_id)
+            self.deliver(failure(request_id, HarmoniaError("internal error of the worker; its log says more")))
+        finally:
+            self._starting.pop(request_id, None)
+
+    async def _begin(self, request: Generate | Embed) -> None:
+        work = await self._service.begin(request, self, time.monotonic())
+        self._work[request.id] = work
+        if self._held or request.id in self._paused:
+            self._streams.hold(work)
+
+    async def _answer(self, command: ClientMessage) -> None:
+        self.deliver(await self._service.answer(command))
+
+    # ------------------------------------------------------------------------------------- request control
+
+    def _cancel(self, request_id: str) -> None:
+        starting, work = self._starting.get(request_id), self._work.get(request_id)
+        if starting is not None:
+            starting.cancel()
+        if work is not None:
+            self._streams.cancel(work)
+        self._forget(request_id)
+
+    def _pause(self, request_id: str) -> None:
+        if request_id in self._work or request_id in self._starting:
+            self._paused.add(request_id)
+        if request_id in self._work:
+            self._streams.hold(self._work[request_id])
+
+    def _resume(self, request_id: str) -> None:
+        self._paused.discard(request_id)
+        if request_id in self._work and not self._held:
+            self._streams.release(self._work[request_id])
+
+    def _forget(self, request_id: str) -> None:
+        self._work.pop(request_id, None)
+        self._paused.discard(request_id)
+
+    def _abandon(self) -> None:
+        """The client is gone: cancel everything."""
+        for starting in self._starting.values():
+            starting.cancel()
+        for work in self._work.values():
+            self._streams.cancel(work)
+        self._work.clear()
+
+
+class _Identified(msgspec.Struct):
+    """The one field that all messages have."""
+
+    id: str
+
+
+def _grouped(messages: Iterable[WorkerMessage | Delta]) -> Iterator[WorkerMessage]:
+    """All deltas in one message, then the others; no request's end overtakes its deltas."""
+    messages = list(messages)
+    deltas = tuple(message for message in messages if isinstance(message, Delta))
+    if deltas:
+        yield Step(deltas=deltas)
+    for message in messages:
+        if not isinstance(message, Delta):
+            yield message
