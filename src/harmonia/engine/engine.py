@@ -53,6 +53,7 @@ class Engine:
         self._orphaned: list[SequenceOutput] = []
         self._num_overlapped = 1 if backbone.device.type == "cuda" else 0
         self._stats = StatsRecorder()
+        self._stalled = False
 
     @staticmethod
     def load(
@@ -73,6 +74,7 @@ class Engine:
         """
         outputs = self._expire()
         batch = self._scheduler.schedule()
+        self._stalled = batch is None and not self._in_flight
         if batch is not None:
             self._in_flight.append(self._runner.launch(batch))
             self._stats.batch_size.observe(len(batch.work))
@@ -94,6 +96,11 @@ class Engine:
     def has_work(self) -> bool:
         """Some sequence is not finished yet."""
         return bool(self._sequences or self._in_flight or self._orphaned)
+
+    @property
+    def stalled(self) -> bool:
+        """The last step could run nothing: everything is paused or waits for a mask."""
+        return self._stalled
 
     @property
     def next_deadline_s(self) -> float | None:

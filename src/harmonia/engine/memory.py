@@ -60,7 +60,7 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def fits(self) -> bool:
         """The device has room for all of it."""
-        return self.total_bytes <= self.available_bytes and not self.levers
+        return self.total_bytes <= self.available_bytes
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON and for the error's details."""
@@ -191,7 +191,8 @@ def _levers(memory: MemoryPlan, model: ModelConfig, config: EngineConfig, per_to
     """What to change, most useful first, with what each would save."""
     over = memory.total_bytes - memory.available_bytes
     levers = []
-    best_len = memory.kv_cache_len - -(-over // per_token)
+    block_size = config.cache.block_size
+    best_len = (memory.kv_cache_len * per_token - over) // (per_token * block_size) * block_size
     if best_len >= _MIN_CACHE_LEN:
         levers.append(f"--kv-cache-len {best_len} fits")
     else:

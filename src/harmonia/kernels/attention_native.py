@@ -3,7 +3,7 @@
 Shapes: T tokens of the batch, S sequences, H query heads, G key/value heads, R query heads per key/value head, D head size,
 N blocks, P tokens per block, M blocks of the longest sequence, C tokens of a tile of keys.
 
-The work is cut into items: a key/value head of up to 64 consecutive queries of one sequence. An item walks over tiles of 64
+The work is cut into items: a key/value head of some consecutive queries of one sequence. An item walks over tiles of 64
 keys with a running maximum and sum (Milakov and Gimelshein, 2018), so that its result depends on nothing but its own sequence.
 """
 
@@ -17,12 +17,25 @@ from numba import float32
 from torch import Tensor
 
 from harmonia.kernels import native
-from harmonia.kernels.native import exp, float32s, float64s, int32s, int64s, kernel, part, share
+from harmonia.kernels.native import (
+    add_product_4_rows_16_columns,
+    add_product_4_rows_64_columns,
+    exp,
+    float32s,
+    float64s,
+    int32s,
+    int64s,
+    kernel,
+    part,
+    share,
+)
 
 _TILE = 64
-_QUERIES = 64
+_MAX_ROWS = 192  # of queries in one item: they and their sums stay in the second-level cache
+_MAX_ROWS_PADDED = 256
+_LOWEST = -1e30  # finite, so that it can be subtracted from itself
 # Below so many rows of queries, transposing the keys costs more than summing across each product does.
-_MIN_ROWS_TO_TRANSPOSE = 16
+_MIN_ROWS_TO_TRANSPOSE = 12
 _KEY_FEATURES_PER_THREAD = 8192
 _WRITTEN_PER_THREAD = 65_536
 
@@ -56,8 +69,9 @@ def paged_attention_native(
     lens_2S = torch.tensor((query_lens, context_lens), dtype=torch.int64)
     threads = native.threads_for(sum(context_lens) * kv_heads * size, _KEY_FEATURES_PER_THREAD)
     per_kv_head = heads // kv_heads
-    # A tile of keys and one of values, 64 scores, maximum and sum of each row of queries; whole pages keep threads apart.
-    scratch_size = -(-(2 * _TILE * size + _TILE + 2 * _QUERIES * per_kv_head) // 1024) * 1024
+    assert per_kv_head <= _MAX_ROWS
+    # A tile of keys and one of values, queries and their sums, scores of 4 rows, maximum and total of each row.
+    scratch_size = 2 * _TILE * size + 2 * _MAX_ROWS_PADDED * size + 4 * _TILE + 2 * _MAX_ROWS_PADDED
     scratch = torch.empty(threads, scratch_size)
     _paged_attention.run(
         threads,
@@ -101,92 +115,97 @@ def _write_cache(arguments: int, thread: int, num_threads: int) -> None:
 @kernel("qqqqqqqqqqqqqqqqd")
 def _paged_attention(arguments: int, thread: int, num_threads: int) -> None:
     numbers = int64s(arguments, 16)
-    lens, sequences, kv_heads, window = numbers[5], numbers[10], numbers[12], numbers[15]
+    lens, sequences, sharing, kv_heads, window = numbers[5], numbers[10], numbers[11], numbers[12], numbers[15]
     query_lens_S, context_lens_S = int64s(lens, sequences), int64s(lens + 8 * sequences, sequences)
-    total = 0
+    item_queries = max(1, _MAX_ROWS // sharing)
+    total = done = query = 0
     for sequence in range(sequences):
-        total += kv_heads * _cost(query_lens_S[sequence], context_lens_S[sequence], window)
-    done = 0
-    query = 0
+        for begin in range(0, query_lens_S[sequence], item_queries):
+            position = context_lens_S[sequence] - query_lens_S[sequence] + begin
+            total += kv_heads * _cost(position, min(item_queries, query_lens_S[sequence] - begin), window)
     for sequence in range(sequences):
-        num_queries, context_len = query_lens_S[sequence], context_lens_S[sequence]
-        for begin in range(0, num_queries, _QUERIES):
-            count = min(_QUERIES, num_queries - begin)
-            position = context_len - num_queries + begin
-            cost = _cost(count, position + count, window)
+        for begin in range(0, query_lens_S[sequence], item_queries):
+            count = min(item_queries, query_lens_S[sequence] - begin)
+            position = context_lens_S[sequence] - query_lens_S[sequence] + begin
+            cost = _cost(position, count, window)
             for kv_head in range(kv_heads):
-                # An item belongs to the thread in whose share of the keys its middle lies.
-                if (done + cost // 2) * num_threads // total == thread:
+                # An item belongs to the thread in whose share of the costs its middle lies.
+                if (2 * done + cost) * num_threads // (2 * total) == thread:
                     _item(arguments, thread, sequence, query + begin, count, position, kv_head)
                 done += cost
-        query += num_queries
+        query += query_lens_S[sequence]
 
 
 @part
-def _cost(num_queries: int, context_len: int, window: int) -> int:
-    """Keys to visit, about, with one for each query beside them; the items of a sequence add up to no more than its own."""
-    total = 0
-    for begin in range(0, num_queries, _QUERIES):
-        count = min(_QUERIES, num_queries - begin)
-        stop = context_len - num_queries + begin + count
-        keys = stop if window == 0 else min(stop, window + count)
-        total += keys * (count + 3)  # reading a tile of keys costs as much as using it thrice
-    return total
+def _cost(position: int, count: int, window: int) -> int:
+    """Reading a key costs about as much as using it for 3 queries."""
+    keys = position + count if window == 0 else min(position + count, window + count)
+    return keys * (count + 3)
 
 
 @part
-def _item(
-    arguments: int, thread: int, sequence: int, first_query: int, num_queries: int, position: int, kv_head: int
-) -> None:
-    """Queries of one key/value head; the first one stands at `position` of its sequence."""
-    q, out, k, v, table, _, scratch, scratch_size, q_stride, table_stride, _, sharing, kv_heads, size, block, window = (
-        int64s(arguments, 16)
-    )
+def _item(arguments: int, thread: int, sequence: int, query: int, count: int, position: int, kv_head: int) -> None:
+    """`count` queries of one key/value head; the first one is row `query` of the batch at `position` of its sequence."""
+    numbers = int64s(arguments, 16)
+    q, out, q_stride = numbers[0], numbers[1], numbers[8]
+    sharing, kv_heads, size, window = numbers[11], numbers[12], numbers[13], numbers[15]
     scale = float32(float64s(arguments, 17)[16])
-    keys, values = scratch + 4 * thread * scratch_size, scratch + 4 * (thread * scratch_size + _TILE * size)
-    scores_C = float32s(values + 4 * _TILE * size, _TILE)
-    num_rows = num_queries * sharing
-    largest_R = float32s(values + 4 * _TILE * (size + 1), num_rows)
-    sum_R = float32s(values + 4 * (_TILE * (size + 1) + num_rows), num_rows)
-    out_stride = kv_heads * sharing * size
-    out += 4 * (first_query * out_stride + kv_head * sharing * size)
-    q += 4 * (first_query * q_stride + kv_head * sharing * size)
-    for row in range(num_rows):
-        largest_R[row] = -math.inf
-        sum_R[row] = 0
-        _fill_zero(float32s(out + 4 * ((row // sharing) * out_stride + (row % sharing) * size), size))
-    blocks_M = int32s(table + 4 * sequence * table_stride, table_stride)
+    num_rows = count * sharing
+    # The layout that `paged_attention_native` reserved; keys and values come first.
+    scratch = numbers[6] + 4 * thread * numbers[7]
+    queries = scratch + 8 * _TILE * size
+    sums = queries + 4 * _MAX_ROWS_PADDED * size
+    scores = sums + 4 * _MAX_ROWS_PADDED * size
+    largest_R = float32s(scores + 16 * _TILE, _MAX_ROWS_PADDED)
+    total_R = float32s(scores + 16 * _TILE + 4 * _MAX_ROWS_PADDED, _MAX_ROWS_PADDED)
+    for row in range((num_rows + 3) // 4 * 4):
+        source = min(row, num_rows - 1)  # rows that fill up a group of 4 repeat the last one
+        head = kv_head * sharing + source % sharing
+        q_D = float32s(q + 4 * ((query + source // sharing) * q_stride + head * size), size)
+        _scale(q_D, scale, float32s(queries + 4 * row * size, size))
+        _fill(float32s(sums + 4 * row * size, size), float32(0))
+        largest_R[row], total_R[row] = float32(_LOWEST), float32(0)
     transposed = num_rows >= _MIN_ROWS_TO_TRANSPOSE
     first_key = 0 if window == 0 else max(0, position + 1 - window)
-    stop_key = position + num_queries
+    stop_key = position + count
     for tile in range(first_key // _TILE * _TILE, stop_key, _TILE):
-        count = min(_TILE, stop_key - tile)
-        for c in range(count):
-            slot = blocks_M[(tile + c) // block] * block + (tile + c) % block
-            offset = 4 * (slot * kv_heads + kv_head) * size
+        _load_tile(arguments, scratch, sequence, kv_head, tile, min(_TILE, stop_key - tile), transposed)
+        # Rows whose query comes before the tile see nothing of it.
+        first_row = max(0, tile - position) * sharing // 4 * 4
+        for row in range(first_row, num_rows, 4):
             if transposed:
-                _scatter(float32s(k + offset, size), keys + 4 * c)
+                _scores_of_transposed(queries + 4 * row * size, scratch, scores, size)
             else:
-                _copy(float32s(k + offset, size), float32s(keys + 4 * c * size, size))
-            _copy(float32s(v + offset, size), float32s(values + 4 * c * size, size))
-        for row in range(num_rows):
-            query = row // sharing
-            last = position + query - tile  # in the tile
-            first = 0 if window == 0 else max(0, last + 1 - window)
-            if last < 0 or first >= count:
-                continue
-            q_D = float32s(q + 4 * (query * q_stride + (row % sharing) * size), size)
-            if transposed:
-                _scores_of_transposed(q_D, keys, scores_C, scale)
-            else:
-                _scores(q_D, keys, scores_C, count, scale)
-            out_D = float32s(out + 4 * (query * out_stride + (row % sharing) * size), size)
-            _fold(scores_C, values, first, min(last + 1, count), row, largest_R, sum_R, out_D)
+                _scores(queries + 4 * row * size, scratch, scores, size)
+            _mask(scores, position - tile, row, sharing, num_rows, window)
+            for i in range(4):
+                scores_C, sum_D = float32s(scores + 4 * i * _TILE, _TILE), float32s(sums + 4 * (row + i) * size, size)
+                _fold(scores_C, row + i, largest_R, total_R, sum_D)
+            _add_values(scores, scratch + 4 * _TILE * size, sums + 4 * row * size, size)
     for row in range(num_rows):
-        out_D = float32s(out + 4 * ((row // sharing) * out_stride + (row % sharing) * size), size)
-        factor = float32(1) / sum_R[row]
-        for d in range(size):
-            out_D[d] *= factor
+        target = out + 4 * (((query + row // sharing) * kv_heads + kv_head) * sharing + row % sharing) * size
+        _scale(float32s(sums + 4 * row * size, size), float32(1) / total_R[row], float32s(target, size))
+
+
+@part
+def _load_tile(
+    arguments: int, scratch: int, sequence: int, kv_head: int, tile: int, count: int, transposed: bool
+) -> None:
+    """Keys and values of the tile into scratch; what lies beyond the last one is zero, so that it weighs nothing."""
+    numbers = int64s(arguments, 16)
+    k, v, table_stride, kv_heads, size, block_size = numbers[2], numbers[3], numbers[9], numbers[12], numbers[13], numbers[14]
+    blocks_M = int32s(numbers[4] + 4 * sequence * table_stride, table_stride)
+    values = scratch + 4 * _TILE * size
+    if count < _TILE:
+        _fill(float32s(scratch, 2 * _TILE * size), float32(0))
+    for c in range(count):
+        slot = blocks_M[(tile + c) // block_size] * block_size + (tile + c) % block_size
+        offset = 4 * (slot * kv_heads + kv_head) * size
+        if transposed:
+            _scatter(float32s(k + offset, size), scratch + 4 * c)
+        else:
+            _copy(float32s(k + offset, size), float32s(scratch + 4 * c * size, size))
+        _copy(float32s(v + offset, size), float32s(values + 4 * c * size, size))
 
 
 @part
@@ -196,9 +215,15 @@ def _copy(source_D: Any, target_D: Any) -> None:
 
 
 @part
-def _fill_zero(target_D: Any) -> None:
+def _scale(source_D: Any, factor: float, target_D: Any) -> None:
     for d in range(len(target_D)):
-        target_D[d] = 0
+        target_D[d] = source_D[d] * factor
+
+
+@part
+def _fill(target_D: Any, value: float) -> None:
+    for d in range(len(target_D)):
+        target_D[d] = value
 
 
 @part
@@ -208,67 +233,66 @@ def _scatter(key_D: Any, column: int) -> None:
 
 
 @part
-def _scores(q_D: Any, keys: int, scores_C: Any, count: int, scale: float) -> None:
-    """Four keys at a time; beyond the last one stands what an earlier tile left, which nobody reads."""
-    size = len(q_D)
-    for c in range(0, count, 4):
-        k0_D, k1_D = float32s(keys + 4 * c * size, size), float32s(keys + 4 * (c + 1) * size, size)
-        k2_D, k3_D = float32s(keys + 4 * (c + 2) * size, size), float32s(keys + 4 * (c + 3) * size, size)
-        s0 = s1 = s2 = s3 = float32(0)
-        for d in range(size):
-            x = q_D[d]
-            s0 += x * k0_D[d]
-            s1 += x * k1_D[d]
-            s2 += x * k2_D[d]
-            s3 += x * k3_D[d]
-        scores_C[c] = s0 * scale
-        scores_C[c + 1] = s1 * scale
-        scores_C[c + 2] = s2 * scale
-        scores_C[c + 3] = s3 * scale
+def _scores(queries: int, keys: int, scores: int, size: int) -> None:
+    """4 rows of queries with the keys of a tile, 4 at a time."""
+    for row in range(4):
+        q_D, scores_C = float32s(queries + 4 * row * size, size), float32s(scores + 4 * row * _TILE, _TILE)
+        for c in range(0, _TILE, 4):
+            k0_D, k1_D = float32s(keys + 4 * c * size, size), float32s(keys + 4 * (c + 1) * size, size)
+            k2_D, k3_D = float32s(keys + 4 * (c + 2) * size, size), float32s(keys + 4 * (c + 3) * size, size)
+            s0 = s1 = s2 = s3 = float32(0)
+            for d in range(size):
+                x = q_D[d]
+                s0 += x * k0_D[d]
+                s1 += x * k1_D[d]
+                s2 += x * k2_D[d]
+                s3 += x * k3_D[d]
+            scores_C[c], scores_C[c + 1], scores_C[c + 2], scores_C[c + 3] = s0, s1, s2, s3
 
 
 @part
-def _scores_of_transposed(q_D: Any, keys: int, scores_C: Any, scale: float) -> None:
-    """Keys lie as (feature, key): sums of 64 keys side by side, eight features in one pass (head sizes are multiples of 8)."""
-    for c in range(_TILE):
-        scores_C[c] = 0
-    for d in range(0, len(q_D), 8):
-        row = keys + 4 * d * _TILE
-        k0_C, k1_C = float32s(row, _TILE), float32s(row + 4 * _TILE, _TILE)
-        k2_C, k3_C = float32s(row + 8 * _TILE, _TILE), float32s(row + 12 * _TILE, _TILE)
-        k4_C, k5_C = float32s(row + 16 * _TILE, _TILE), float32s(row + 20 * _TILE, _TILE)
-        k6_C, k7_C = float32s(row + 24 * _TILE, _TILE), float32s(row + 28 * _TILE, _TILE)
-        q0, q1, q2, q3 = q_D[d] * scale, q_D[d + 1] * scale, q_D[d + 2] * scale, q_D[d + 3] * scale
-        q4, q5, q6, q7 = q_D[d + 4] * scale, q_D[d + 5] * scale, q_D[d + 6] * scale, q_D[d + 7] * scale
-        for c in range(_TILE):
-            low = q0 * k0_C[c] + q1 * k1_C[c] + q2 * k2_C[c] + q3 * k3_C[c]
-            scores_C[c] += low + q4 * k4_C[c] + q5 * k5_C[c] + q6 * k6_C[c] + q7 * k7_C[c]
+def _scores_of_transposed(queries: int, keys: int, scores: int, size: int) -> None:
+    _fill(float32s(scores, 4 * _TILE), float32(0))
+    add_product_4_rows_64_columns(queries, 4 * size, keys, 4 * _TILE, scores, 4 * _TILE, size)
 
 
 @part
-def _fold(
-    scores_C: Any, values: int, first: int, stop: int, row: int, largest_R: Any, sum_R: Any, out_D: Any
-) -> None:
-    """Add the keys from `first` to `stop` of a tile to a row's running softmax."""
-    largest = largest_R[row]
+def _add_values(scores: int, values: int, sums: int, size: int) -> None:
+    wide = size // 64 * 64
+    for d in range(0, wide, 64):
+        add_product_4_rows_64_columns(scores, 4 * _TILE, values + 4 * d, 4 * size, sums + 4 * d, 4 * size, _TILE)
+    for d in range(wide, size, 16):
+        add_product_4_rows_16_columns(scores, 4 * _TILE, values + 4 * d, 4 * size, sums + 4 * d, 4 * size, _TILE)
+
+
+@part
+def _mask(scores: int, position: int, first_row: int, sharing: int, num_rows: int, window: int) -> None:
+    """Take out what the 4 rows must not see; `position` of the first query counts from the tile's start."""
+    for row in range(4):
+        last = position + min(first_row + row, num_rows - 1) // sharing
+        scores_C = float32s(scores + 4 * row * _TILE, _TILE)
+        if last + 1 < _TILE:
+            for c in range(max(0, last + 1), _TILE):
+                scores_C[c] = -math.inf
+        if window != 0:
+            for c in range(min(_TILE, last + 1 - window)):
+                scores_C[c] = -math.inf
+
+
+@part
+def _fold(scores_C: Any, row: int, largest_R: Any, total_R: Any, sum_D: Any) -> None:
+    """Turn a row's scores into weights and make its running sums relative to the largest score so far."""
+    before = largest = largest_R[row]
     for c in range(_TILE):
-        score = scores_C[c] if first <= c < stop else float32(-math.inf)
-        scores_C[c] = score
-        largest = score if score > largest else largest
-    correction = exp(largest_R[row] - largest)
+        largest = scores_C[c] if scores_C[c] > largest else largest
     total = float32(0)
     for c in range(_TILE):
-        weight = exp(scores_C[c] - largest) if first <= c < stop else float32(0)
+        weight = exp(scores_C[c] - largest)
         scores_C[c] = weight
         total += weight
+    correction = exp(before - largest)
     largest_R[row] = largest
-    sum_R[row] = sum_R[row] * correction + total
-    size = len(out_D)
-    for d in range(size):
-        out_D[d] *= correction
-    for c in range(first // 4 * 4, stop, 4):
-        v0_D, v1_D = float32s(values + 4 * c * size, size), float32s(values + 4 * (c + 1) * size, size)
-        v2_D, v3_D = float32s(values + 4 * (c + 2) * size, size), float32s(values + 4 * (c + 3) * size, size)
-        p0, p1, p2, p3 = scores_C[c], scores_C[c + 1], scores_C[c + 2], scores_C[c + 3]
-        for d in range(size):
-            out_D[d] += p0 * v0_D[d] + p1 * v1_D[d] + p2 * v2_D[d] + p3 * v3_D[d]
+    total_R[row] = total_R[row] * correction + total
+    if correction != 1:
+        for d in range(len(sum_D)):
+            sum_D[d] *= correction

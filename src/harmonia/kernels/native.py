@@ -19,6 +19,7 @@ import numba
 import torch
 from llvmlite import ir
 from numba import carray, float32, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
@@ -227,6 +228,54 @@ def prefetch(address: int, size: int) -> None:
     """Ask for memory that is read soon; nothing happens where it does not exist."""
     for line in range(0, size, 64):
         _prefetch_line(address + line)
+
+
+def _add_product(num_rows: int, num_vectors: int) -> Any:
+    """C += A B for so many rows of A and 16 columns of B a vector; the sums stay in registers, which loops in numba would not do.
+
+    Arguments: (a, a_stride, b, b_stride, c, c_stride, steps) as addresses and bytes from row to row.
+    """
+    word, vector = ir.IntType(64), ir.VectorType(ir.FloatType(), 16)
+    pairs = [(row, column) for row in range(num_rows) for column in range(num_vectors)]
+
+    def load(builder: Any, address: Any, offset: Any, kind: Any) -> Any:
+        loaded = builder.load(builder.inttoptr(builder.add(address, offset), kind.as_pointer()))
+        loaded.align = 4
+        return loaded
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        a, a_stride, b, b_stride, c, c_stride, steps = values
+        fma_type = ir.FunctionType(vector, [vector] * 3)
+        fma = cgutils.get_or_insert_function(builder.module, fma_type, "llvm.fma.v16f32")
+        places = {(row, column): builder.add(builder.mul(c_stride, word(row)), word(64 * column)) for row, column in pairs}
+        sums = {pair: cgutils.alloca_once_value(builder, load(builder, c, places[pair], vector)) for pair in pairs}
+        with cgutils.for_range(builder, steps) as loop:
+            b_row = builder.add(b, builder.mul(b_stride, loop.index))
+            a_column = builder.add(a, builder.mul(word(4), loop.index))
+            b_vectors = [load(builder, b_row, word(64 * column), vector) for column in range(num_vectors)]
+            for row in range(num_rows):
+                scalar = load(builder, a_column, builder.mul(a_stride, word(row)), ir.FloatType())
+                lane = builder.insert_element(vector(ir.Undefined), scalar, ir.IntType(32)(0))
+                factor = builder.shuffle_vector(lane, vector(ir.Undefined), ir.VectorType(ir.IntType(32), 16)(None))
+                for column in range(num_vectors):
+                    total = builder.load(sums[row, column])
+                    builder.store(builder.call(fma, [factor, b_vectors[column], total]), sums[row, column])
+        for pair in pairs:
+            target = builder.inttoptr(builder.add(c, places[pair]), vector.as_pointer())
+            builder.store(builder.load(sums[pair]), target).align = 4
+        return context.get_dummy_value()
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def add_product(
+        context: Any, a: Any, a_stride: Any, b: Any, b_stride: Any, c: Any, c_stride: Any, steps: Any
+    ) -> Any:
+        return types.void(*[types.int64] * 7), generate
+
+    return add_product
+
+
+add_product_4_rows_64_columns = _add_product(4, 4)
+add_product_4_rows_16_columns = _add_product(4, 1)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -22,7 +22,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from harmonia.errors import InvalidRequestError
 
 Message = Mapping[str, object]
-_READS_PARTS = re.compile(r"content['\"]?\]?\s+is\s+(not\s+)?(string|iterable|sequence|mapping)|content['\"]?\]?\s*%}")
+_READS_PARTS = re.compile(
+    r"""content['"]?\]?\s+is\s+(not\s+)?(string|iterable|sequence|mapping)"""
+    r"""|\bin\s+[\w.\[\]'"]*content['"]?\]?\s*(-?%}|\|\s*selectattr)"""
+)
+"""Signs that a template handles content given as a list of parts."""
 _TOOL_TEMPLATE = "tool_use"
 
 

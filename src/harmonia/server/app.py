@@ -36,7 +36,7 @@ def create_app(config: ServerConfig, router: Router) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.context = context
-    app.add_middleware(Telemetry, metrics=context.metrics)
+    app.add_middleware(Telemetry, metrics=context.metrics, prefixes=PREFIXES)
     app.include_router(health.router)
     for prefix in PREFIXES:
         for part in (chat, completions, embeddings, models):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Coroutine, Iterable, Iterator
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import msgspec
 from websockets.asyncio.server import ServerConnection
@@ -18,10 +18,16 @@ from harmonia.protocol.messages import (
     Cancel,
     ClientMessage,
     Delta,
+    Description,
+    Done,
     Embed,
+    Embedded,
+    Failed,
+    Finished,
     Generate,
     Pause,
     Resume,
+    Stats,
     Step,
     WorkerMessage,
     decode_client_message,
@@ -37,6 +43,10 @@ _CLOSE_INVALID = 1007
 _log = log.get_logger(__name__)
 
 
+Reply = Done | Description | Stats
+Outgoing = Delta | Finished | Failed | Embedded | Reply
+
+
 class Service(Protocol):
     """What answers requests."""
 
@@ -47,7 +57,7 @@ class Service(Protocol):
     async def begin(self, request: Generate | Embed, client: Client, arrival_s: float) -> Work:
         """Start a request that goes on after this returns."""
 
-    async def answer(self, command: ClientMessage) -> WorkerMessage:
+    async def answer(self, command: ClientMessage) -> Reply:
         """The answer to a command."""
 
 
@@ -58,7 +68,7 @@ class Connection:
         self._socket = socket
         self._service = service
         self._streams = service.streams
-        self._pending: list[WorkerMessage | Delta] = []
+        self._pending: list[Outgoing] = []
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -82,7 +92,7 @@ class Connection:
             sender.cancel()
             self._abandon()
 
-    def deliver(self, message: WorkerMessage | Delta) -> None:
+    def deliver(self, message: Outgoing) -> None:
         """Take a message for sending; all of one turn of the event loop leave together."""
         self._pending.append(message)
         self._wake.set()
@@ -135,12 +145,12 @@ class Connection:
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             return False
         match message:
-            case Cancel(request_id):
-                self._cancel(request_id)
-            case Pause(request_id):
-                self._pause(request_id)
-            case Resume(request_id):
-                self._resume(request_id)
+            case Cancel():
+                self._cancel(message.id)
+            case Pause():
+                self._pause(message.id)
+            case Resume():
+                self._resume(message.id)
             case _:
                 self._start(message)
         return True
@@ -160,31 +170,27 @@ class Connection:
         self._seen[message.id] = None
         if len(self._seen) > _MAX_REMEMBERED:
             self._seen.popitem(last=False)
-        if isinstance(message, Generate | Embed):
-            job = self._begin(message)
-        else:
-            job = self._answer(message)
-        self._starting[message.id] = asyncio.create_task(self._guarded(message.id, job))
+        starting = self._starting[message.id] = asyncio.create_task(self._guarded(message))
+        starting.add_done_callback(lambda _: self._starting.pop(message.id, None))
 
-    async def _guarded(self, request_id: str, job: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, message: ClientMessage) -> None:
+        request_id = message.id
         try:
-            await job
+            if isinstance(message, Generate | Embed):
+                await self._begin(message)
+            else:
+                self.deliver(await self._service.answer(message))
         except HarmoniaError as error:
             self.deliver(failure(request_id, error))
         except Exception:  # noqa: BLE001 - a mistake of ours must end one request, not the connection in silence
             _log.exception("request %s failed", request_id)
             self.deliver(failure(request_id, HarmoniaError("internal error of the worker; its log says more")))
-        finally:
-            self._starting.pop(request_id, None)
 
     async def _begin(self, request: Generate | Embed) -> None:
         work = await self._service.begin(request, self, time.monotonic())
         self._work[request.id] = work
         if self._held or request.id in self._paused:
             self._streams.hold(work)
-
-    async def _answer(self, command: ClientMessage) -> None:
-        self.deliver(await self._service.answer(command))
 
     # ------------------------------------------------------------------------------------- request control
 
@@ -194,6 +200,7 @@ class Connection:
             starting.cancel()
         if work is not None:
             self._streams.cancel(work)
+        self._pending = [message for message in self._pending if message.id != request_id]
         self._forget(request_id)
 
     def _pause(self, request_id: str) -> None:
@@ -226,7 +233,7 @@ class _Identified(msgspec.Struct):
     id: str
 
 
-def _grouped(messages: Iterable[WorkerMessage | Delta]) -> Iterator[WorkerMessage]:
+def _grouped(messages: Iterable[Outgoing]) -> Iterator[WorkerMessage]:
     """All deltas in one message, then the others; no request's end overtakes its deltas."""
     messages = list(messages)
     deltas = tuple(message for message in messages if isinstance(message, Delta))

@@ -40,7 +40,7 @@ from harmonia.worker.link import (
     watch_for_hangup,
 )
 
-_log = log.get_logger(__name__)
+_log = log.get_logger("harmonia.worker.device")  # this module runs as __main__
 
 
 class DeviceEngine(Protocol):

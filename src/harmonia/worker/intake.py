@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from typing import NamedTuple
-
 import msgspec
 
 from harmonia.config import WorkerConfig
@@ -31,7 +29,7 @@ MAX_EMBED_PROMPTS = 2048
 _INLINE_CHARS = 4096
 
 
-class Limits(NamedTuple):
+class Limits(msgspec.Struct, frozen=True):
     """What the engine can take."""
 
     family: str

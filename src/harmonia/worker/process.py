@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from harmonia.config import WorkerConfig
 from harmonia.engine.requests import SequenceError, SequenceOutput
 from harmonia.errors import WorkerLostError, from_code
+from harmonia.protocol.messages import JsonObject
 from harmonia.worker.link import (
     Command,
     Event,
@@ -30,7 +31,7 @@ from harmonia.worker.link import (
 DEVICE_COMMAND = (sys.executable, "-m", "harmonia.worker.device")
 _EXIT_PATIENCE_S = 5.0
 
-_Answer = asyncio.Future[dict[str, object]]
+_Answer = asyncio.Future[JsonObject]
 
 
 class Device(asyncio.Protocol):
@@ -74,7 +75,7 @@ class Device(asyncio.Protocol):
             self._loop.call_soon(self._flush)
         self._waiting.append(command)
 
-    async def ask(self, question: Callable[[int], Question]) -> dict[str, object]:
+    async def ask(self, question: Callable[[int], Question]) -> JsonObject:
         """Send the question made for a fresh tag and wait for its answer; errors are raised as on the other side."""
         if self.lost.is_set():
             raise WorkerLostError("the device process is gone")
@@ -82,9 +83,10 @@ class Device(asyncio.Protocol):
         reply = self._replies[tag] = self._loop.create_future()
         self.send(question(tag))
         try:
-            return await reply
+            value: JsonObject = await reply
         finally:
             del self._replies[tag]
+        return value
 
     async def stop(self) -> int:
         """Close the line, which ends the process, and wait for that; returns its exit status."""
@@ -133,16 +135,14 @@ class Device(asyncio.Protocol):
             case Outputs(outputs):
                 self.on_outputs(outputs)
             case Reply(tag, value, error):
-                self._resolve(
-                    self._replies.get(tag), value, error and from_code(error.code, error.message, error.details)
-                )
+                self._resolve(self._replies.get(tag), value, error)
             case Ready(description):
                 self._resolve(self.ready, description, None)
-            case Fatal(error):
-                self._resolve(self.ready, {}, error)
+            case Fatal(cause):
+                self._resolve(self.ready, {}, cause)
 
     @staticmethod
-    def _resolve(future: _Answer | None, value: dict[str, object], error: SequenceError | None) -> None:
+    def _resolve(future: _Answer | None, value: JsonObject, error: SequenceError | None) -> None:
         if future is None or future.done():
             return
         if error is not None:

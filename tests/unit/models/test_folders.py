@@ -84,7 +84,10 @@ def test_text_part_of_gemma3_with_vision(tmp_path, prefix):
         for name, tensor in model.state_dict().items()
         if name != "lm_head.weight"
     }
-    extra = {"vision_tower.vision_model.embeddings.patch.weight": torch.zeros(3), "multi_modal_projector.w": torch.zeros(3)}
+    extra = {
+        "vision_tower.vision_model.embeddings.patch.weight": torch.zeros(3),
+        "multi_modal_projector.w": torch.zeros(3),
+    }
     save_file(tensors | extra, both / "model.safetensors")
     assert_same(tiny.load(both), tiny.load(text))
 

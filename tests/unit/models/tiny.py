@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.gemma3 import Gemma3TextConfig
@@ -76,3 +77,8 @@ def reference_model(name: str) -> PreTrainedModel:
 def load(folder: Path, fmt: WeightFormat = FP32) -> Decoder:
     """Our decoder of a folder."""
     return load_decoder(open_model(folder), fmt)
+
+
+def np_zeros(rows: int, columns: int) -> np.ndarray:
+    """A tensor for files whose weights nobody reads."""
+    return np.zeros((rows, columns), dtype=np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from harmonia.server.services.metrics import Metrics
@@ -14,8 +15,9 @@ UNMATCHED = "unmatched"
 class Telemetry:
     """Reports route, status and duration of each request."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, prefixes: tuple[str, ...]) -> None:
         self._app = app
+        self._prefixes = prefixes
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,8 +36,15 @@ class Telemetry:
         try:
             await self._app(scope, receive, observe)
         finally:
-            route = scope.get("route")
-            # The template, not the path: a label for each path would never end.
-            name = str(getattr(route, "path", UNMATCHED))
             model = scope.get("state", {}).get("model")
-            self._metrics.observe_request(name, status, time.perf_counter() - started, model)
+            self._metrics.observe_request(self._route(scope), status, time.perf_counter() - started, model)
+
+    def _route(self, scope: Scope) -> str:
+        """The template that matched, not the path: a label for each path would never end."""
+        route = scope.get("route")
+        if not isinstance(route, BaseRoute):
+            return UNMATCHED
+        template = str(getattr(route, "path", ""))
+        prefix = next((prefix for prefix in self._prefixes if scope["path"].startswith(f"{prefix}/")), "")
+        # Some versions of FastAPI leave the prefix of an included router out of its routes.
+        return template if template.startswith(prefix) else prefix + template

@@ -1,0 +1,94 @@
+"""The router follows a fleet and picks replicas."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from harmonia.errors import InvalidRequestError, UnavailableError, UnknownModelError
+from harmonia.protocol.fleet import WorkerState
+from harmonia.protocol.messages import Generate, LoadAdapter, TextPrompt
+from harmonia.router import Router
+from tests.unit.server.scripted import Script, ScriptedWorker, StillFleet
+
+
+@pytest.fixture
+async def routed(tmp_path: Path) -> AsyncIterator[tuple[Router, StillFleet, list[ScriptedWorker]]]:
+    """Two replicas of one model, both ready."""
+    fleet = StillFleet()
+    router = Router(fleet, timeout_s=5)
+    async with AsyncExitStack() as stack:
+        workers = [await stack.enter_async_context(ScriptedWorker(tmp_path / f"{n}").serving()) for n in range(2)]
+        for number, worker in enumerate(workers):
+            fleet.set(f"r{number}", WorkerState.READY, worker.path)
+        await router.start()
+        stack.push_async_callback(router.close)
+        await ready(router)
+        yield router, fleet, workers
+
+
+async def ready(router: Router) -> None:
+    async with asyncio.timeout(5):
+        while not router.ready:
+            await asyncio.sleep(0.005)
+
+
+def ask(request_id: str) -> Generate:
+    return Generate(id=request_id, model="tiny", prompt=TextPrompt(text="hi"))
+
+
+async def test_least_loaded_first_then_sticky(routed: tuple[Router, StillFleet, list[ScriptedWorker]]) -> None:
+    router, _, workers = routed
+    for worker in workers:
+        worker.script = Script(hang_after=0)
+    first = router.pick("tiny", "talk")
+    stream = router.generate(first, ask("a"))
+    other = router.pick("tiny", "another talk")
+    assert other is not first
+    assert router.pick("tiny", "talk") is first
+    stream.cancel()
+
+
+async def test_unknown_model_names_the_known_ones(routed: tuple[Router, StillFleet, list[ScriptedWorker]]) -> None:
+    with pytest.raises(UnknownModelError, match="tiny"):
+        routed[0].pick("huge")
+
+
+async def test_restarted_worker_is_found_again_with_its_adapters(
+    routed: tuple[Router, StillFleet, list[ScriptedWorker]],
+) -> None:
+    router, fleet, (worker, _) = routed
+    await router.load_adapter("law", "/adapters/law")
+    worker.models = worker.models[:1]
+    fleet.set("r0", WorkerState.LOADING, worker.path)
+    async with asyncio.timeout(5):
+        while router.ready:
+            await asyncio.sleep(0.005)
+    assert router.pick("tiny").replica == "r1"
+    fleet.set("r0", WorkerState.READY, worker.path)
+    await ready(router)
+    assert LoadAdapter(id=worker.of(LoadAdapter)[-1].id, key="law", path="/adapters/law") in worker.received
+    assert {replica for replica, _ in [(model.key, None) for model in router.models()]} == {"tiny", "law"}
+
+
+async def test_broken_connection_is_made_again(routed: tuple[Router, StillFleet, list[ScriptedWorker]]) -> None:
+    router, _, (worker, _) = routed
+    for connection in list(worker.connections):
+        connection.transport.abort()
+    await asyncio.sleep(0.05)
+    await ready(router)
+
+
+async def test_adapter_keys_are_unique(routed: tuple[Router, StillFleet, list[ScriptedWorker]]) -> None:
+    with pytest.raises(InvalidRequestError, match="loaded already"):
+        await routed[0].load_adapter("tiny", "/x")
+
+
+async def test_nothing_ready_is_unavailable() -> None:
+    fleet = StillFleet()
+    fleet.set("r0", WorkerState.LOADING)
+    with pytest.raises(UnavailableError, match="still loading") as caught:
+        Router(fleet).pick("tiny")
+    assert caught.value.details["retry_after_s"] == 2
