@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable
+from statistics import median
 
 from rich.console import Console
 from rich.table import Table
@@ -28,8 +29,8 @@ COMPARE_COLUMNS = {
     "speed": "metric",
     "A": "a",
     "B": "b",
-    "A/B min": "ratio_min",
-    "median": "ratio_median",
+    "A/B": "ratio_median",
+    "min": "ratio_min",
     "max": "ratio_max",
     "same": "agreement",
     "others": "other_cores",
@@ -87,6 +88,7 @@ def _engine(record: Record) -> str:
 
 def _cell(value: object) -> str:
     if isinstance(value, dict):
-        low, high = min(value["values"]), max(value["values"])
-        return f"{low:g}" if low == high else f"{low:g} .. {high:g}"
+        return _cell(median(value["values"]))
+    if isinstance(value, float):
+        return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
     return "" if value is None else str(value)

@@ -68,7 +68,9 @@ def adapter_paths(model_path: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def engine(model_path: Path) -> Engine:
-    return Engine.load(str(model_path), "base", EngineConfig(device="cpu", num_threads=1, cache=CacheConfig(kv_cache_len=2048)))
+    return Engine.load(
+        str(model_path), "base", EngineConfig(device="cpu", num_threads=1, cache=CacheConfig(kv_cache_len=2048))
+    )
 
 
 def ask(engine: Engine, seq_id: int, model: str) -> None:
@@ -114,9 +116,7 @@ def _peft_logits(model_path: Path, adapter: Path | None, tokens: list[int]) -> t
         return model(torch.tensor([tokens])).logits[0].float()
 
 
-def test_the_fifth_adapter_is_refused_and_unloading_makes_room(
-    engine: Engine, adapter_paths: dict[str, Path]
-) -> None:
+def test_the_fifth_adapter_is_refused_and_unloading_makes_room(engine: Engine, adapter_paths: dict[str, Path]) -> None:
     for key, path in adapter_paths.items():
         engine.load_adapter(key, str(path))
     with pytest.raises(AdapterLimitError, match=r"limit of 4 adapters.*max_adapters"):
@@ -197,7 +197,9 @@ def _one_half(folder: Path) -> None:
 
 
 def _wrong_shape(folder: Path) -> None:
-    _change_tensors(folder, lambda name, tensor: tensor[:, :-1].contiguous() if name.endswith("lora_A.weight") else tensor)
+    _change_tensors(
+        folder, lambda name, tensor: tensor[:, :-1].contiguous() if name.endswith("lora_A.weight") else tensor
+    )
 
 
 def _unknown_module(folder: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shlex
+import sys
 import time
 from types import TracebackType
 
@@ -20,6 +22,8 @@ from harmonia.protocol.fleet import WorkerState, WorkerStatus
 from harmonia.router import Router
 from harmonia.server import Listener, bind, create_app
 
+_LOG_HEAD = re.compile(r"^\S+ +[A-Z]+ +\S+: ")
+_ROUTINE = re.compile(r"^\S+ +(DEBUG|INFO) ")
 EXAMPLE_QUESTION = "What is the capital of France?"
 
 
@@ -30,12 +34,15 @@ class Running:
     """
 
     def __init__(self, worker: WorkerConfig, server: ServerConfig, console: Console | None = None) -> None:
+        """console: where to show progress; the workers' routine messages are left out when it is given."""
+        self._quiet = console is not None
+        self._loading = True
         self.worker = worker
         self.server = server
         self.console = console or Console(stderr=True)
         self._socket = bind(server.server.host, server.server.port)
         self.port: int = self._socket.getsockname()[1]
-        self._fleet = LocalFleet()
+        self._fleet = LocalFleet(self._echo)
         self._router = Router(self._fleet, server.http_client.timeout_secs)
         self._listener = Listener(create_app(server, self._router), server, self._router)
         self._serving: asyncio.Task[None] | None = None
@@ -77,8 +84,9 @@ class Running:
                     self._explain(current)
                     return False
                 seconds = time.monotonic() - started
-                status.update(f"loading {escape(name)} ({seconds:.0f} s) {escape(current.progress)}")
+                status.update(f"loading {escape(name)} ({seconds:.0f} s) {escape(_LOG_HEAD.sub('', current.progress))}")
                 await self._wait_news()
+        self._loading = False
         self._say(f"{name} is ready after {time.monotonic() - started:.1f} s")
         return True
 
@@ -92,6 +100,12 @@ class Running:
         self.console.print(f"[green]serving[/green] [bold]{escape(self.worker.key)}[/bold] on {self.url}/v1")
         self.console.print("try:")
         self.console.print(curl(self.url, self.worker.key, self.server.api_keys), markup=False, soft_wrap=True)
+
+    def _echo(self, line: str) -> None:
+        """Pass a worker's log on, except what the spinner shows already."""
+        shown = self._loading and self.console.is_terminal
+        if not (_ROUTINE.match(line) and (self._quiet or shown)):
+            sys.stderr.write(line + "\n")
 
     def _say(self, line: str) -> None:
         # A terminal shows the same in its spinner.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sys
 import tempfile
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -28,7 +30,9 @@ MAX_FAILED_LOADS = 3
 class LocalFleet(Fleet):
     """Worker processes of this machine, each with a socket in a private folder, restarted when they crash."""
 
-    def __init__(self, stop_timeout_s: float = 10.0) -> None:
+    def __init__(self, echo: Callable[[str], None] | None = None, stop_timeout_s: float = 10.0) -> None:
+        """echo: gets every line that a worker logs; they go to standard error without it."""
+        self._echo = echo or _to_stderr
         self._stop_timeout_s = stop_timeout_s
         self._folder = Path(tempfile.mkdtemp(prefix="harmonia-"))
         self._statuses: dict[str, WorkerStatus] = {}
@@ -77,7 +81,7 @@ class LocalFleet(Fleet):
     async def _keep(self, replica: str, config: WorkerConfig) -> None:
         backoff_s, failed_loads = FIRST_BACKOFF_S, 0
         while True:
-            process = await WorkerProcess.spawn(config)
+            process = await WorkerProcess.spawn(config, partial(self._hear, replica))
             try:
                 ready_s = await self._live(replica, process)
             finally:
@@ -97,18 +101,17 @@ class LocalFleet(Fleet):
     async def _live(self, replica: str, process: WorkerProcess) -> float | None:
         """Follow a process from its start to its end; the seconds for which it was ready, None if it never was."""
         self._change(replica, pid=process.pid)
-
-        def show(line: str) -> None:
-            if self._statuses[replica].state is WorkerState.LOADING:
-                self._change(replica, progress=line)
-
-        process.on_line = show
         if not await process.wait_ready():
             return None
         started = asyncio.get_running_loop().time()
         self._change(replica, state=WorkerState.READY, progress="")
         await process.wait()
         return asyncio.get_running_loop().time() - started
+
+    def _hear(self, replica: str, line: str) -> None:
+        if self._statuses[replica].state is WorkerState.LOADING:
+            self._change(replica, progress=line)
+        self._echo(line)
 
     def _change(self, replica: str, **changes: WorkerState | WorkerFailure | str | int | None) -> None:
         self._report(msgspec.structs.replace(self._statuses[replica], **changes))
@@ -117,3 +120,7 @@ class LocalFleet(Fleet):
         self._statuses[status.replica] = status
         for queue in self._watchers:
             queue.put_nowait(status)
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(line + "\n")

@@ -31,18 +31,17 @@ _PR_SET_PDEATHSIG = 1
 class WorkerProcess:
     """A running worker. Make it with `spawn`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, socket: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, socket: Path, on_line: Callable[[str], None]) -> None:
         self._process = process
+        self._on_line = on_line
         self._socket = socket
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._fatal: WorkerFailure | None = None
         self._reader = asyncio.create_task(self._read_log())
-        self.on_line: Callable[[str], None] | None = None
-        """Called with every line that the worker logs."""
 
     @classmethod
-    async def spawn(cls, config: WorkerConfig) -> WorkerProcess:
-        """Start `python -m harmonia.worker` with this configuration."""
+    async def spawn(cls, config: WorkerConfig, on_line: Callable[[str], None]) -> WorkerProcess:
+        """Start `python -m harmonia.worker` with this configuration; `on_line` gets every line that it logs."""
         socket = Path(config.socket)
         socket.unlink(missing_ok=True)
         process = await asyncio.create_subprocess_exec(
@@ -58,7 +57,7 @@ class WorkerProcess:
             start_new_session=True,
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
-        return cls(process, socket)
+        return cls(process, socket, on_line)
 
     @property
     def pid(self) -> int:
@@ -135,9 +134,7 @@ class WorkerProcess:
                 self._fatal = msgspec.json.decode(line.removeprefix(FATAL_PREFIX), type=WorkerFailure)
                 return
         self._lines.append(line)
-        sys.stderr.write(line + "\n")
-        if self.on_line is not None:
-            self.on_line(line)
+        self._on_line(line)
 
 
 def _die_with_parent() -> None:

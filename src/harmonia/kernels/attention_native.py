@@ -10,6 +10,7 @@ keys with a running maximum and sum (Milakov and Gimelshein, 2018), so that its 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from harmonia.kernels.native import (
     int64s,
     kernel,
     part,
+    prefetch,
     share,
 )
 
@@ -66,7 +68,7 @@ def paged_attention_native(
     _, block_size, kv_heads, _ = k_NPGD.shape
     out_THD = torch.empty(q_THD.shape)
     sequences = len(query_lens)
-    lens_2S = torch.tensor((query_lens, context_lens), dtype=torch.int64)
+    lens_2S = _lens(query_lens, context_lens)
     threads = native.threads_for(sum(context_lens) * kv_heads * size, _KEY_FEATURES_PER_THREAD)
     per_kv_head = heads // kv_heads
     assert per_kv_head <= _MAX_ROWS
@@ -94,6 +96,12 @@ def paged_attention_native(
         scale,
     )
     return out_THD
+
+
+@lru_cache(maxsize=4)
+def _lens(query_lens: tuple[int, ...], context_lens: tuple[int, ...]) -> Tensor:
+    """Both as a tensor, made once for all layers."""
+    return torch.tensor((query_lens, context_lens), dtype=torch.int64)
 
 
 def _with_dense_heads(x_THD: Tensor) -> Tensor:
@@ -165,47 +173,99 @@ def _item(arguments: int, thread: int, sequence: int, query: int, count: int, po
         _scale(q_D, scale, float32s(queries + 4 * row * size, size))
         _fill(float32s(sums + 4 * row * size, size), float32(0))
         largest_R[row], total_R[row] = float32(_LOWEST), float32(0)
-    transposed = num_rows >= _MIN_ROWS_TO_TRANSPOSE
     first_key = 0 if window == 0 else max(0, position + 1 - window)
     stop_key = position + count
     for tile in range(first_key // _TILE * _TILE, stop_key, _TILE):
-        _load_tile(arguments, scratch, sequence, kv_head, tile, min(_TILE, stop_key - tile), transposed)
-        # Rows whose query comes before the tile see nothing of it.
-        first_row = max(0, tile - position) * sharing // 4 * 4
-        for row in range(first_row, num_rows, 4):
-            if transposed:
-                _scores_of_transposed(queries + 4 * row * size, scratch, scores, size)
-            else:
-                _scores(queries + 4 * row * size, scratch, scores, size)
-            _mask(scores, position - tile, row, sharing, num_rows, window)
-            for i in range(4):
-                scores_C, sum_D = float32s(scores + 4 * i * _TILE, _TILE), float32s(sums + 4 * (row + i) * size, size)
-                _fold(scores_C, row + i, largest_R, total_R, sum_D)
-            _add_values(scores, scratch + 4 * _TILE * size, sums + 4 * row * size, size)
+        keys_in_tile = min(_TILE, stop_key - tile)
+        if num_rows < _MIN_ROWS_TO_TRANSPOSE:
+            _prefetch_tile(arguments, sequence, kv_head, tile + _TILE, min(_TILE, stop_key - tile - _TILE))
+            for row in range(0, num_rows, 4):
+                rows = min(4, num_rows - row)
+                _scores_in_place(arguments, sequence, kv_head, tile, keys_in_tile, queries + 4 * row * size, rows, scores)
+                _mask(scores, position - tile, row, rows, sharing, window)
+                _fold(scores, row, rows, largest_R, total_R, sums + 4 * row * size, size)
+                _add_values_in_place(arguments, sequence, kv_head, tile, keys_in_tile, scores, sums + 4 * row * size)
+        else:
+            _load_tile(arguments, scratch, sequence, kv_head, tile, keys_in_tile)
+            # Rows whose query comes before the tile see nothing of it.
+            for row in range(max(0, tile - position) * sharing // 4 * 4, num_rows, 4):
+                rows = min(4, num_rows - row)
+                _scores_of_tile(queries + 4 * row * size, scratch, scores, size)
+                _mask(scores, position - tile, row, rows, sharing, window)
+                _fold(scores, row, rows, largest_R, total_R, sums + 4 * row * size, size)
+                _add_values(scores, scratch + 4 * _TILE * size, 4 * size, sums + 4 * row * size, size, _TILE)
     for row in range(num_rows):
         target = out + 4 * (((query + row // sharing) * kv_heads + kv_head) * sharing + row % sharing) * size
         _scale(float32s(sums + 4 * row * size, size), float32(1) / total_R[row], float32s(target, size))
 
 
 @part
-def _load_tile(
-    arguments: int, scratch: int, sequence: int, kv_head: int, tile: int, count: int, transposed: bool
-) -> None:
-    """Keys and values of the tile into scratch; what lies beyond the last one is zero, so that it weighs nothing."""
+def _run(arguments: int, sequence: int, kv_head: int, key: int, stop: int) -> tuple[int, int]:
+    """(offset in the cache of this head's key, keys up to `stop` that follow it in the same block)."""
     numbers = int64s(arguments, 16)
-    k, v, table_stride, kv_heads, size, block_size = numbers[2], numbers[3], numbers[9], numbers[12], numbers[13], numbers[14]
+    table_stride, kv_heads, size, block_size = numbers[9], numbers[12], numbers[13], numbers[14]
+    block, inside = key // block_size, key % block_size
     blocks_M = int32s(numbers[4] + 4 * sequence * table_stride, table_stride)
+    offset = 4 * ((blocks_M[block] * block_size + inside) * kv_heads + kv_head) * size
+    return offset, min(block_size - inside, stop - key)
+
+
+@part
+def _load_tile(arguments: int, scratch: int, sequence: int, kv_head: int, tile: int, count: int) -> None:
+    """Keys, transposed, and values into scratch; what lies beyond the last one is zero, so that it weighs nothing."""
+    numbers = int64s(arguments, 16)
+    k, v, stride, size = numbers[2], numbers[3], 4 * numbers[12] * numbers[13], numbers[13]
     values = scratch + 4 * _TILE * size
     if count < _TILE:
         _fill(float32s(scratch, 2 * _TILE * size), float32(0))
-    for c in range(count):
-        slot = blocks_M[(tile + c) // block_size] * block_size + (tile + c) % block_size
-        offset = 4 * (slot * kv_heads + kv_head) * size
-        if transposed:
-            _scatter(float32s(k + offset, size), scratch + 4 * c)
-        else:
-            _copy(float32s(k + offset, size), float32s(scratch + 4 * c * size, size))
-        _copy(float32s(v + offset, size), float32s(values + 4 * c * size, size))
+    done = 0
+    while done < count:
+        offset, run = _run(arguments, sequence, kv_head, tile + done, tile + count)
+        for c in range(run):
+            _scatter(float32s(k + offset + c * stride, size), scratch + 4 * (done + c))
+            _copy(float32s(v + offset + c * stride, size), float32s(values + 4 * (done + c) * size, size))
+        done += run
+
+
+@part
+def _prefetch_tile(arguments: int, sequence: int, kv_head: int, tile: int, count: int) -> None:
+    numbers = int64s(arguments, 16)
+    stride, size = 4 * numbers[12] * numbers[13], numbers[13]
+    done = 0
+    while done < count:
+        offset, run = _run(arguments, sequence, kv_head, tile + done, tile + count)
+        for c in range(run):
+            prefetch(numbers[2] + offset + c * stride, 4 * size)
+            prefetch(numbers[3] + offset + c * stride, 4 * size)
+        done += run
+
+
+@part
+def _scores_in_place(
+    arguments: int, sequence: int, kv_head: int, tile: int, count: int, queries: int, rows: int, scores: int
+) -> None:
+    numbers = int64s(arguments, 16)
+    stride, size = 4 * numbers[12] * numbers[13], numbers[13]
+    done = 0
+    while done < count:
+        offset, run = _run(arguments, sequence, kv_head, tile + done, tile + count)
+        for row in range(rows):
+            q_D, scores_C = float32s(queries + 4 * row * size, size), float32s(scores + 4 * (row * _TILE + done), run)
+            _products(q_D, numbers[2] + offset, stride, scores_C)
+        done += run
+
+
+@part
+def _add_values_in_place(
+    arguments: int, sequence: int, kv_head: int, tile: int, count: int, weights: int, sums: int
+) -> None:
+    numbers = int64s(arguments, 16)
+    stride, size = 4 * numbers[12] * numbers[13], numbers[13]
+    done = 0
+    while done < count:
+        offset, run = _run(arguments, sequence, kv_head, tile + done, tile + count)
+        _add_values(weights + 4 * done, numbers[3] + offset, stride, sums, size, run)
+        done += run
 
 
 @part
@@ -233,43 +293,49 @@ def _scatter(key_D: Any, column: int) -> None:
 
 
 @part
-def _scores(queries: int, keys: int, scores: int, size: int) -> None:
-    """4 rows of queries with the keys of a tile, 4 at a time."""
-    for row in range(4):
-        q_D, scores_C = float32s(queries + 4 * row * size, size), float32s(scores + 4 * row * _TILE, _TILE)
-        for c in range(0, _TILE, 4):
-            k0_D, k1_D = float32s(keys + 4 * c * size, size), float32s(keys + 4 * (c + 1) * size, size)
-            k2_D, k3_D = float32s(keys + 4 * (c + 2) * size, size), float32s(keys + 4 * (c + 3) * size, size)
-            s0 = s1 = s2 = s3 = float32(0)
-            for d in range(size):
-                x = q_D[d]
-                s0 += x * k0_D[d]
-                s1 += x * k1_D[d]
-                s2 += x * k2_D[d]
-                s3 += x * k3_D[d]
-            scores_C[c], scores_C[c + 1], scores_C[c + 2], scores_C[c + 3] = s0, s1, s2, s3
+def _products(q_D: Any, keys: int, stride: int, scores_C: Any) -> None:
+    """One query with several keys, 4 at a time."""
+    size, count = len(q_D), len(scores_C)
+    for c in range(0, count - 3, 4):
+        k0_D, k1_D = float32s(keys + c * stride, size), float32s(keys + (c + 1) * stride, size)
+        k2_D, k3_D = float32s(keys + (c + 2) * stride, size), float32s(keys + (c + 3) * stride, size)
+        s0 = s1 = s2 = s3 = float32(0)
+        for d in range(size):
+            x = q_D[d]
+            s0 += x * k0_D[d]
+            s1 += x * k1_D[d]
+            s2 += x * k2_D[d]
+            s3 += x * k3_D[d]
+        scores_C[c], scores_C[c + 1], scores_C[c + 2], scores_C[c + 3] = s0, s1, s2, s3
+    for c in range(count // 4 * 4, count):
+        k0_D = float32s(keys + c * stride, size)
+        s0 = float32(0)
+        for d in range(size):
+            s0 += q_D[d] * k0_D[d]
+        scores_C[c] = s0
 
 
 @part
-def _scores_of_transposed(queries: int, keys: int, scores: int, size: int) -> None:
+def _scores_of_tile(queries: int, keys: int, scores: int, size: int) -> None:
+    """4 rows of queries with transposed keys."""
     _fill(float32s(scores, 4 * _TILE), float32(0))
     add_product_4_rows_64_columns(queries, 4 * size, keys, 4 * _TILE, scores, 4 * _TILE, size)
 
 
 @part
-def _add_values(scores: int, values: int, sums: int, size: int) -> None:
+def _add_values(weights: int, values: int, stride: int, sums: int, size: int, count: int) -> None:
     wide = size // 64 * 64
     for d in range(0, wide, 64):
-        add_product_4_rows_64_columns(scores, 4 * _TILE, values + 4 * d, 4 * size, sums + 4 * d, 4 * size, _TILE)
+        add_product_4_rows_64_columns(weights, 4 * _TILE, values + 4 * d, stride, sums + 4 * d, 4 * size, count)
     for d in range(wide, size, 16):
-        add_product_4_rows_16_columns(scores, 4 * _TILE, values + 4 * d, 4 * size, sums + 4 * d, 4 * size, _TILE)
+        add_product_4_rows_16_columns(weights, 4 * _TILE, values + 4 * d, stride, sums + 4 * d, 4 * size, count)
 
 
 @part
-def _mask(scores: int, position: int, first_row: int, sharing: int, num_rows: int, window: int) -> None:
-    """Take out what the 4 rows must not see; `position` of the first query counts from the tile's start."""
-    for row in range(4):
-        last = position + min(first_row + row, num_rows - 1) // sharing
+def _mask(scores: int, position: int, first_row: int, rows: int, sharing: int, window: int) -> None:
+    """Take out what the rows must not see; `position` of the first query counts from the tile's start."""
+    for row in range(rows):
+        last = position + (first_row + row) // sharing
         scores_C = float32s(scores + 4 * row * _TILE, _TILE)
         if last + 1 < _TILE:
             for c in range(max(0, last + 1), _TILE):
@@ -280,19 +346,27 @@ def _mask(scores: int, position: int, first_row: int, sharing: int, num_rows: in
 
 
 @part
-def _fold(scores_C: Any, row: int, largest_R: Any, total_R: Any, sum_D: Any) -> None:
-    """Turn a row's scores into weights and make its running sums relative to the largest score so far."""
-    before = largest = largest_R[row]
-    for c in range(_TILE):
-        largest = scores_C[c] if scores_C[c] > largest else largest
-    total = float32(0)
-    for c in range(_TILE):
-        weight = exp(scores_C[c] - largest)
-        scores_C[c] = weight
-        total += weight
-    correction = exp(before - largest)
-    largest_R[row] = largest
-    total_R[row] = total_R[row] * correction + total
-    if correction != 1:
-        for d in range(len(sum_D)):
-            sum_D[d] *= correction
+def _fold(scores: int, first_row: int, rows: int, largest_R: Any, total_R: Any, sums: int, size: int) -> None:
+    """Turn scores into weights and make each row's running sums relative to the largest score so far."""
+    for i in range(rows):
+        row, scores_C = first_row + i, float32s(scores + 4 * i * _TILE, _TILE)
+        before = largest = largest_R[row]
+        for c in range(_TILE):
+            largest = scores_C[c] if scores_C[c] > largest else largest
+        total = float32(0)
+        for c in range(_TILE):
+            weight = exp(scores_C[c] - largest)
+            scores_C[c] = weight
+            total += weight
+        if largest != before:
+            largest_R[row] = largest
+            correction = exp(before - largest)
+            total_R[row] *= correction
+            _scale_in_place(float32s(sums + 4 * i * size, size), correction)
+        total_R[row] += total
+
+
+@part
+def _scale_in_place(sum_D: Any, factor: float) -> None:
+    for d in range(len(sum_D)):
+        sum_D[d] *= factor

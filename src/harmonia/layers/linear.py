@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harmonia.kernels.lora import LoraRows, LoraSegment, add_lora
 from harmonia.kernels.matmul import DenseWeight, Int8Weight, Weight, matmul
-from harmonia.layers.parameter import Parameter, vector_parameter, weight_tensors
+from harmonia.layers.parameter import Parameter, pack_weight, vector_parameter, weight_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +92,20 @@ class Linear:
                     add_lora(y_part, x_TK, lora.a_RK, lora.b_RN, lora.rows_of_slot, adapters)
         return y_TN
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weight; biases are storages of their own."""
+        return weight_bytes(self.weight)
+
+    def pack(self) -> None:
+        """Put the filled weight into the form that is multiplied fastest."""
+        pack_weight(self.weight)
+
     def parameters(self, prefix: str) -> Iterator[Parameter]:
         """Weight, and bias if any, of every part."""
         for part in self.parts:
-            yield Parameter(
-                f"{prefix}{part.name}.weight",
-                (part.size, self.num_in),
-                weight_tensors(self.weight),
-                partial(self._fill, part.start),
-            )
+            fill = partial(self._fill, part.start)
+            yield Parameter(f"{prefix}{part.name}.weight", (part.size, self.num_in), self, fill)
             if self.bias_N is not None:
                 bias = self.bias_N[part.start : part.start + part.size]
                 yield vector_parameter(f"{prefix}{part.name}.bias", bias)

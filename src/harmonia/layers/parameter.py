@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
-from harmonia.kernels.matmul import Weight
+from harmonia.kernels.matmul import DenseWeight, Int8Weight, Weight
+
+
+class Storage(Protocol):
+    """What holds one or several parameters."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it takes."""
+        ...
+
+    def pack(self) -> None:
+        """Called once all its parameters are filled: take the form that computes fastest."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,16 +30,25 @@ class Parameter:
 
     name: str
     shape: tuple[int, ...]
-    storage: tuple[Tensor, ...]
-    """Tensors of the model that hold it, perhaps together with others; for counting bytes."""
+    storage: Storage
+    """Where it is kept, perhaps together with others."""
     fill: Callable[[int, Tensor], None]
     """fill(start, rows): write rows `start` and following, converted as the storage needs."""
 
 
-def weight_tensors(weight: Weight) -> tuple[Tensor, ...]:
-    """All tensors that a weight consists of."""
-    values = (getattr(weight, field.name) for field in fields(weight))
-    return tuple(value for value in values if isinstance(value, Tensor))
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """A one-dimensional parameter as it is."""
+
+    values: Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensor."""
+        return self.values.nbytes
+
+    def pack(self) -> None:
+        """Nothing to do."""
 
 
 def vector_parameter(name: str, vector: Tensor, *, offset: float = 0.0) -> Parameter:
@@ -35,4 +58,16 @@ def vector_parameter(name: str, vector: Tensor, *, offset: float = 0.0) -> Param
         target = vector[start : start + values.shape[0]]
         target.copy_(values.float() + offset if offset else values)
 
-    return Parameter(name, tuple(vector.shape), (vector,), fill)
+    return Parameter(name, tuple(vector.shape), Vector(vector), fill)
+
+
+def pack_weight(weight: Weight) -> None:
+    """Let a filled matrix take the form that multiplies fastest, now rather than in the first request."""
+    if isinstance(weight, DenseWeight):
+        weight.pack()
+
+
+def weight_bytes(weight: Weight) -> int:
+    """Bytes of a weight in any of its forms."""
+    scales = weight.scale_N.nbytes if isinstance(weight, Int8Weight) else 0
+    return weight.weight_NK.nbytes + scales

@@ -17,7 +17,7 @@ from harmonia.layers.embedding import Embedding
 from harmonia.layers.forward import Forward
 from harmonia.layers.linear import Linear, LinearPart, WeightFormat
 from harmonia.layers.norm import RmsNorm
-from harmonia.layers.parameter import Parameter
+from harmonia.layers.parameter import Parameter, Storage, Vector
 from harmonia.layers.rope import Rope
 from harmonia.models.config import ModelConfig
 
@@ -74,8 +74,8 @@ class Decoder:
     embedding: Embedding
     layers: tuple[DecoderLayer, ...]
     norm: RmsNorm
-    head: Linear
-    """Shares the embedding's weight when the configuration ties them."""
+    head: Linear | None
+    """None when the configuration ties it to the embedding."""
 
     def __call__(self, token_ids_T: Tensor, forward: Forward) -> Tensor:
         """Final-norm hidden states of every token: hidden_TE."""
@@ -94,7 +94,8 @@ class Decoder:
 
     def logits(self, hidden_SE: Tensor) -> Tensor:
         """fp32 scores of every next token: logits_SV."""
-        logits_SV = matmul(hidden_SE, self.head.weight).float()
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        logits_SV = matmul(hidden_SE, weight).float()
         cap = self.config.logit_softcap
         return logits_SV if cap is None else torch.tanh(logits_SV / cap) * cap
 
@@ -104,7 +105,7 @@ class Decoder:
         for index, layer in enumerate(self.layers):
             yield from layer.parameters(f"model.layers.{index}.")
         yield from self.norm.parameters("model.norm.")
-        if not self.config.tie_embeddings:
+        if self.head is not None:
             yield from self.head.parameters("")
 
     def linears(self) -> Iterator[AdapterTarget]:
@@ -113,16 +114,20 @@ class Decoder:
             for path, linear, part in layer.linears(""):
                 yield AdapterTarget(index, path, linear, part)
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(kind, tensor) of everything allocated, each once. Kinds: embedding, layers, norm, head, rope."""
-        seen: set[int] = set()
+    def storages(self) -> Iterator[tuple[str, Storage]]:
+        """(kind, storage) of everything allocated, each once. Kinds: embedding, layers, norm, head, rope."""
+        seen: dict[int, Storage] = {}
         for parameter in self.parameters():
-            for tensor in parameter.storage:
-                if id(tensor) not in seen:
-                    seen.add(id(tensor))
-                    yield _kind(parameter.name), tensor
+            if id(parameter.storage) not in seen:
+                seen[id(parameter.storage)] = parameter.storage
+                yield _kind(parameter.name), parameter.storage
         for rope in {id(rope): rope for rope in self.ropes}.values():
-            yield "rope", rope.cos_sin_CD
+            yield "rope", Vector(rope.cos_sin_CD)
+
+    def pack(self) -> None:
+        """Once everything is filled: bring each weight into the form that computes fastest, one after another."""
+        for _, storage in self.storages():
+            storage.pack()
 
 
 def _kind(name: str) -> str:

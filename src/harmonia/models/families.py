@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from harmonia.layers.embedding import Embedding
-from harmonia.layers.linear import Linear, Part, WeightFormat
+from harmonia.layers.linear import Linear, WeightFormat
 from harmonia.layers.norm import RmsNorm
 from harmonia.models import gemma3, llama, qwen2, qwen3, qwen3_moe
 from harmonia.models.config import Family, ModelConfig
@@ -36,15 +36,12 @@ def build_decoder(config: ModelConfig, fmt: WeightFormat) -> Decoder:
     On the `meta` device nothing is allocated; that is how sizes are counted.
     """
     ropes = Ropes.create(config, fmt)
-    embedding = Embedding.create(config.vocab_size, config.hidden_size, fmt, scale=config.embedding_scale)
+    embedding = Embedding.create(
+        config.vocab_size, config.hidden_size, fmt, scale=config.embedding_scale, is_head=config.tie_embeddings
+    )
     build_layer = _BUILDERS[config.family]
     layers = tuple(build_layer(config, layer, fmt, ropes) for layer in range(config.num_layers))
     offset = gemma3.NORM_OFFSET if config.family == "gemma3" else 0.0
     norm = RmsNorm.create(config.hidden_size, config.norm_eps, fmt, offset=offset)
-    return Decoder(config, fmt, ropes, embedding, layers, norm, _head(config, embedding, fmt))
-
-
-def _head(config: ModelConfig, embedding: Embedding, fmt: WeightFormat) -> Linear:
-    if config.tie_embeddings:
-        return Linear((Part("lm_head", 0, config.vocab_size),), config.hidden_size, embedding.weight, None)
-    return Linear.create(config.hidden_size, {"lm_head": config.vocab_size}, fmt)
+    head = None if config.tie_embeddings else Linear.create(config.hidden_size, {"lm_head": config.vocab_size}, fmt)
+    return Decoder(config, fmt, ropes, embedding, layers, norm, head)

@@ -19,11 +19,10 @@ _SAMPLING_COPIES = 7
 
 
 def weight_bytes(config: ModelConfig, fmt: WeightFormat) -> dict[str, int]:
-    """By kind (embedding, layers, norm, head, rope): exactly what `load_decoder` allocates."""
+    """By kind (embedding, layers, norm, head, rope): what `load_decoder` allocates."""
     sizes: dict[str, int] = {}
-    decoder = build_decoder(config, replace(fmt, device=torch.device("meta")))
-    for kind, tensor in decoder.tensors():
-        sizes[kind] = sizes.get(kind, 0) + tensor.nbytes
+    for kind, storage in build_decoder(config, replace(fmt, device=torch.device("meta"))).storages():
+        sizes[kind] = sizes.get(kind, 0) + storage.num_bytes
     return sizes
 
 

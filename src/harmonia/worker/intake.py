@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Executor
+
 import msgspec
 
 from harmonia.config import WorkerConfig

@@ -152,6 +152,12 @@ class Device(asyncio.Protocol):
 
 
 def _environment(config: WorkerConfig) -> dict[str, str]:
-    """The child's environment; OpenMP reads the number of threads once, when it is loaded."""
-    threads = config.engine.num_threads
-    return dict(os.environ) if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    """The child's environment; OpenMP reads it once, when it is loaded."""
+    environment = dict(os.environ)
+    if config.engine.num_threads is not None:
+        environment["OMP_NUM_THREADS"] = str(config.engine.num_threads)
+    if "OMP_WAIT_POLICY" not in environment:
+        # By default a thread that is done spins for milliseconds on the core that the slow one, or this process, needs:
+        # SmolLM2-135M on 2 busy cores made 5 tokens/s with the default, 35 with this.
+        environment.setdefault("GOMP_SPINCOUNT", "2000")
+    return environment

@@ -4,6 +4,7 @@ import pytest
 
 from benchmarks.compare import Spread, agreement, compare_records, speeds, spread
 from benchmarks.process import Loaded
+from benchmarks.report import emit
 from benchmarks.work import Shape, Timing
 
 DECODE = Shape(n=2, num_input=10, num_output=5)
@@ -57,3 +58,12 @@ def test_a_speed_that_one_pair_lacks_is_not_reported() -> None:
     pairs = [(timing(DECODE, 3.0), timing(DECODE, 3.0)), (timing(DECODE, 0.9), timing(DECODE, 3.0))]
     records = compare_records(stand_in("harmonia"), stand_in("vllm"), pairs, {})
     assert [r["metric"] for r in records] == ["out_tok_s", "in_tok_s"]
+
+
+def test_a_table_names_both_engines_and_the_ratios(capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = [(timing(PREFILL, 1.0, first), timing(PREFILL, 1.0, 2.0)) for first in (1.0, 1.6, 4.0)]
+    machine = {"cpu": "A processor", "cores": 2, "threads": 2, "load_1m": 0.1}
+    machine |= {"fp32_gflops": 200.0, "bf16_gflops": 40.0, "int8_gflops": 80.0, "read_gb_s": 18.0}
+    emit(compare_records(stand_in("harmonia"), stand_in("vllm"), pairs, machine), as_table=True)
+    out = capsys.readouterr().out
+    assert all(text in out for text in ("A = harmonia 1", "B = vllm 1", "1.25", "0.5", "2", "A processor"))

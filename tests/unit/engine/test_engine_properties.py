@@ -59,7 +59,7 @@ def adapter_paths(tmp_path_factory: pytest.TempPathFactory, decoder: Decoder) ->
     }
 
 
-@given(arrivals=ARRIVALS, num_blocks=st.integers(14, 40), max_batch_tokens=st.integers(3, 30), caching=st.booleans())
+@given(arrivals=ARRIVALS, num_blocks=st.integers(14, 40), max_batch_tokens=st.integers(3, 30), caching=st.booleans(), overlap=st.integers(0, 1))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_request_gets_what_it_gets_alone(
     make_engine: MakeEngine,
@@ -69,9 +69,11 @@ def test_every_request_gets_what_it_gets_alone(
     num_blocks: int,
     max_batch_tokens: int,
     caching: bool,
+    overlap: int,
 ) -> None:
     engine = make_engine(num_blocks, max_batch_tokens=max_batch_tokens)
     engine._scheduler._prefix_caching = caching
+    engine._num_overlapped = overlap  # what a GPU does
     for key, path in adapter_paths.items():
         engine.load_adapter(key, path)
     expected, produced = _play(engine, reference, arrivals)

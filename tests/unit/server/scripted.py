@@ -119,7 +119,10 @@ class ScriptedWorker:
         for number, word in enumerate(script.words):
             if script.failure is not None and number == script.fail_after:
                 failed = script.failure
-                return [*answers, Failed(id=message.id, code=failed.code, message=failed.message, details=failed.details)]
+                return [
+                    *answers,
+                    Failed(id=message.id, code=failed.code, message=failed.message, details=failed.details),
+                ]
             if number == script.hang_after:
                 return answers
             last = number == len(script.words) - 1

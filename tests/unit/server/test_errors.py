@@ -31,7 +31,7 @@ def error(response: httpx.Response) -> dict:
         (b'"\xff"', None),
         (b'{"model": "t\xff"}', None),
         (b'{"model": "\\ud800", "messages": []}', None),
-        (b'{}', "model"),
+        (b"{}", "model"),
         (b'{"model": 3}', "model"),
         (b'{"model": "tiny", "messages": []}', "messages"),
         (b'{"model": "tiny", "messages": [{"role": "boss", "content": ""}]}', "messages[0].role"),

@@ -8,8 +8,8 @@ import msgspec
 
 from harmonia.protocol.messages import Delta, TextPrompt, TokenLogprob, TokenPrompt
 from harmonia.server.rest.answers import Answer, Head
-from harmonia.server.rest.schemas.fields import UsageReport
 from harmonia.server.rest.schemas.completions import CompletionChoice, CompletionLogprobs, CompletionResponse
+from harmonia.server.rest.schemas.fields import UsageReport
 from harmonia.server.rest.sse import ChunkEncoder, to_json
 
 

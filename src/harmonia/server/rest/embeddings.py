@@ -18,8 +18,8 @@ from harmonia.server.rest.context import Api, json_response
 from harmonia.server.rest.openapi import describe
 from harmonia.server.rest.prompts import check_tokens, parse_prompts
 from harmonia.server.rest.schemas import EmbeddingRequest, EmbeddingResponse
-from harmonia.server.rest.schemas.fields import UsageReport
 from harmonia.server.rest.schemas.embeddings import EmbeddingItem
+from harmonia.server.rest.schemas.fields import UsageReport
 
 router = APIRouter(tags=["inference"])
 

@@ -2,9 +2,9 @@
 
 from harmonia.server.rest.schemas.adapters import LoadAdapterRequest
 from harmonia.server.rest.schemas.chat import ChatRequest, ChatResponse
-from harmonia.server.rest.schemas.fields import ErrorResponse
 from harmonia.server.rest.schemas.completions import CompletionRequest, CompletionResponse
 from harmonia.server.rest.schemas.embeddings import EmbeddingRequest, EmbeddingResponse
+from harmonia.server.rest.schemas.fields import ErrorResponse
 from harmonia.server.rest.schemas.models import Deleted, Health, ModelCard, ModelList
 
 __all__ = [

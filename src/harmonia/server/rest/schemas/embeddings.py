@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from harmonia.server.rest.schemas.fields import Milliseconds, Name, RequestModel, ResponseModel, UsageReport
 from harmonia.server.rest.schemas.completions import PromptInput
+from harmonia.server.rest.schemas.fields import Milliseconds, Name, RequestModel, ResponseModel, UsageReport
 
 
 class EmbeddingRequest(RequestModel, kw_only=True):

@@ -1,0 +1,56 @@
+"""The commands, run as a person runs them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def run(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def test_plan_counts_and_says_that_it_fits(tiny: Path) -> None:
+    shown = run("harmonia.cli", "plan", str(tiny), "--kv-cache-len", "4096")
+    assert (shown.returncode, "It fits" in shown.stdout) == (0, True), shown.stderr
+    plan = json.loads(run("harmonia.cli", "plan", str(tiny), "--kv-cache-len", "4096", "--json").stdout)
+    assert plan["total_bytes"] == sum(row["num_bytes"] for row in plan["rows"])
+    assert (plan["fits"], plan["kv_cache_len"]) == (True, 4096)
+
+
+def test_plan_that_does_not_fit_names_the_levers_and_fails(tiny: Path) -> None:
+    shown = run("harmonia.cli", "plan", str(tiny), "--kv-cache-len", "2000000000", "--dtype", "f32")
+    assert shown.returncode == 1
+    assert "It does not fit" in shown.stdout
+    assert "--kv-cache-len" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["serve", "/no/such/model"], "/no/such/model"),
+        (["serve", ".", "--adapter", "nonsense"], "KEY=PATH"),
+        (["serve", ".", "--name", "a", "--adapter", "a=/x"], "'a'"),
+        (["plan", "/no/such/model"], "/no/such/model"),
+    ],
+)
+def test_mistakes_are_named(arguments: list[str], says: str) -> None:
+    shown = run("harmonia.cli", *arguments)
+    assert shown.returncode != 0
+    assert says in " ".join(shown.stderr.split())
+
+
+def test_help_teaches_with_examples() -> None:
+    for command in ("serve", "plan"):
+        assert "Examples" in run("harmonia.cli", command, "--help").stdout
+
+
+def test_demo_asks_two_questions_and_the_cache_saves_tokens(smollm2: Path) -> None:
+    shown = run("harmonia.cli.demo", "--once", "--port", "0", "--model", str(smollm2), timeout=170)
+    assert shown.returncode == 0, shown.stderr
+    assert "Paris" in shown.stdout
+    assert shown.stdout.count("tokens/s") == 2
+    assert " 0 of" not in shown.stdout.split("Which river")[1]

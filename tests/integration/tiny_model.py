@@ -1,0 +1,61 @@
+"""A tiny random Llama with a byte tokenizer and a chat template, as files; and an adapter for it."""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+BEGIN, END = "<|im_start|>", "<|im_end|>"
+TEMPLATE = (
+    "{% if tools %}" + BEGIN + "system\n{{ tools | tojson }}" + END + "\n{% endif %}"
+    "{% for message in messages %}" + BEGIN + "{{ message.role }}\n{{ message.content }}" + END + "\n{% endfor %}"
+    "{% if add_generation_prompt %}" + BEGIN + "assistant\n{% endif %}"
+)
+VOCAB_SIZE = 258
+MAX_LEN = 512
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={char: number for number, char in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([BEGIN, END])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, chat_template=TEMPLATE)
+
+
+def _model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=MAX_LEN,
+        initializer_range=0.2,
+        eos_token_id=VOCAB_SIZE - 1,
+        bos_token_id=None,
+    )
+    return LlamaForCausalLM(config)
+
+
+def make_model(folder: Path) -> Path:
+    """Write the model."""
+    _model().save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_adapter(folder: Path, seed: int = 1) -> Path:
+    """Write an adapter that changes the model's answers."""
+    torch.manual_seed(seed)
+    model = get_peft_model(_model(), LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj", "down_proj"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    return folder
