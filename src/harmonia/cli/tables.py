@@ -12,11 +12,15 @@ from harmonia.errors import HarmoniaError
 
 _GIB = 1024**3
 _MIB = 1024**2
+_KIB = 1024
 
 
 def size(num_bytes: int) -> str:
     """Bytes in the unit that reads best."""
-    return f"{num_bytes / _GIB:.2f} GiB" if num_bytes >= _GIB else f"{num_bytes / _MIB:.1f} MiB"
+    for unit, name in ((_GIB, "GiB"), (_MIB, "MiB"), (_KIB, "KiB")):
+        if num_bytes >= unit:
+            return f"{num_bytes / unit:.2f} {name}"
+    return f"{num_bytes} B"
 
 
 def print_plan(console: Console, plan: Mapping[str, object]) -> None:

@@ -21,7 +21,6 @@ from harmonia.engine.batch import Batch, Work, build_batch
 from harmonia.engine.sequence import Sequence, State
 from harmonia.errors import OverloadedError
 
-
 _MAX_BYPASS_TRIES = 16
 """Waiting sequences tried per step after one could not start; each try costs a walk through the prefix index."""
 

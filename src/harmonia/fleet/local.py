@@ -57,8 +57,10 @@ class LocalFleet(Fleet):
         self._change(replica, state=WorkerState.STOPPED, pid=None)
         del self._statuses[replica]
 
-    async def close(self) -> None:
-        """End every worker and remove the sockets."""
+    async def close(self, timeout_s: float | None = None) -> None:
+        """End every worker and remove the sockets; what takes longer than `timeout_s` is killed."""
+        if timeout_s is not None:
+            self._stop_timeout_s = timeout_s
         await asyncio.gather(*(self.stop(replica) for replica in list(self._keepers)))
         shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -61,7 +61,7 @@ def paged_attention(
 
     window: a token sees this many tokens at most, itself included; 0 sees all.
     """
-    if impl == "native" or (impl == "auto" and native.usable(q_THD, cache.k_NPGD)):
+    if impl == "native" or (impl == "auto" and q_THD.shape[2] % 16 == 0 and native.usable(q_THD, cache.k_NPGD)):
         return paged_attention_native(
             q_THD,
             cache.k_NPGD,

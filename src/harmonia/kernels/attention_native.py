@@ -33,8 +33,7 @@ from harmonia.kernels.native import (
 )
 
 _TILE = 64
-_MAX_ROWS = 192  # of queries in one item: they and their sums stay in the second-level cache
-_MAX_ROWS_PADDED = 256
+_MAX_ROWS = 192  # of queries in one item, a multiple of 4: they and their sums stay in the second-level cache
 _LOWEST = -1e30  # finite, so that it can be subtracted from itself
 # Below so many rows of queries, transposing the keys costs more than summing across each product does.
 _MIN_ROWS_TO_TRANSPOSE = 12
@@ -62,7 +61,7 @@ def paged_attention_native(
     scale: float,
     window: int,
 ) -> Tensor:
-    """What `paged_attention` says."""
+    """What `paged_attention` says; head sizes are multiples of 16."""
     q_THD = _with_dense_heads(q_THD)
     _, heads, size = q_THD.shape
     _, block_size, kv_heads, _ = k_NPGD.shape
@@ -73,7 +72,7 @@ def paged_attention_native(
     per_kv_head = heads // kv_heads
     assert per_kv_head <= _MAX_ROWS
     # A tile of keys and one of values, queries and their sums, scores of 4 rows, maximum and total of each row.
-    scratch_size = 2 * _TILE * size + 2 * _MAX_ROWS_PADDED * size + 4 * _TILE + 2 * _MAX_ROWS_PADDED
+    scratch_size = 2 * _TILE * size + 2 * _MAX_ROWS * size + 4 * _TILE + 2 * _MAX_ROWS
     scratch = torch.empty(threads, scratch_size)
     _paged_attention.run(
         threads,
@@ -162,10 +161,10 @@ def _item(arguments: int, thread: int, sequence: int, query: int, count: int, po
     # The layout that `paged_attention_native` reserved; keys and values come first.
     scratch = numbers[6] + 4 * thread * numbers[7]
     queries = scratch + 8 * _TILE * size
-    sums = queries + 4 * _MAX_ROWS_PADDED * size
-    scores = sums + 4 * _MAX_ROWS_PADDED * size
-    largest_R = float32s(scores + 16 * _TILE, _MAX_ROWS_PADDED)
-    total_R = float32s(scores + 16 * _TILE + 4 * _MAX_ROWS_PADDED, _MAX_ROWS_PADDED)
+    sums = queries + 4 * _MAX_ROWS * size
+    scores = sums + 4 * _MAX_ROWS * size
+    largest_R = float32s(scores + 16 * _TILE, _MAX_ROWS)
+    total_R = float32s(scores + 16 * _TILE + 4 * _MAX_ROWS, _MAX_ROWS)
     for row in range((num_rows + 3) // 4 * 4):
         source = min(row, num_rows - 1)  # rows that fill up a group of 4 repeat the last one
         head = kv_head * sharing + source % sharing

@@ -55,6 +55,9 @@ def gguf_model_config(file: GgufFile) -> ModelConfig:
     if architecture not in _MODEL_TYPES:
         message = f"{file.path}: architecture {architecture!r} is not supported. Supported: {', '.join(FAMILIES)}."
         raise UnsupportedModelError(message, family=architecture, supported=list(FAMILIES))
+    parts = file.metadata.integer("split.count", 1, minimum=0)
+    if parts > 1:
+        raise file.metadata.unsupported("split.count", parts, "one file (llama-gguf-split --merge makes it)")
     values = _translate(file, architecture)
     return parse_config(Fields(values, str(file.path)), Fields({}, str(file.path)))
 

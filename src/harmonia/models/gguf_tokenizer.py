@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
+from harmonia.errors import UnsupportedModelError
 from harmonia.models.fields import Fields
 from harmonia.models.gguf import GgufFile
 from harmonia.models.token_bytes import byte_alphabet
 
 _CONTROL, _USER_DEFINED = 3, 4
 _KEY = "tokenizer.ggml."
+_TEMPLATE = "tokenizer.chat_template"
 
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -73,7 +75,8 @@ class GgufTokenizer:
     """Such as `bos_token`, by their names in chat templates."""
     add_bos: bool
     add_eos: bool
-    chat_template: str | None
+    chat_templates: dict[str, str]
+    """By name; `default` is the usual one."""
 
 
 def gguf_tokenizer(file: GgufFile) -> GgufTokenizer:
@@ -82,23 +85,39 @@ def gguf_tokenizer(file: GgufFile) -> GgufTokenizer:
     tokens = fields.strings(f"{_KEY}tokens")
     if not tokens:
         raise fields.unsupported(f"{_KEY}tokens", None, "files that hold their tokenizer")
-    kind = fields.text(f"{_KEY}model")
-    if kind == "gpt2":
-        splitting = _splitting(fields)
-        backend, adds_bos = _byte_level(fields, tokens, splitting), splitting.adds_bos
-    elif kind == "llama":
-        is_gemma = fields.text("general.architecture").startswith("gemma")
-        backend, adds_bos = (_gemma if is_gemma else _llama)(fields, tokens), True
-    else:
-        raise fields.unsupported(f"{_KEY}model", kind, "gpt2 (byte-level BPE), llama (SentencePiece BPE)")
-    _add_tokens(backend, fields, tokens)
+    try:
+        backend, adds_bos = _backend(fields, tokens)
+        _add_tokens(backend, fields, tokens)
+    except UnsupportedModelError:
+        raise
+    # The library raises bare Exception for merges of unknown tokens.
+    except Exception as error:
+        message = f"{file.path}: its tokenizer is damaged ({error})"
+        raise UnsupportedModelError(message, file=str(file.path)) from error
     return GgufTokenizer(
         backend=backend,
         special_tokens=_special_tokens(fields, tokens),
         add_bos=fields.flag(f"{_KEY}add_bos_token", adds_bos),
         add_eos=fields.flag(f"{_KEY}add_eos_token", False),
-        chat_template=fields.text("tokenizer.chat_template") if fields.has("tokenizer.chat_template") else None,
+        chat_templates=_chat_templates(fields),
     )
+
+
+def _backend(fields: Fields, tokens: list[str]) -> tuple[Tokenizer, bool]:
+    """(tokenizer, whether its kind begins texts with begin of text unless the file says otherwise)."""
+    kind = fields.text(f"{_KEY}model")
+    if kind == "gpt2":
+        splitting = _splitting(fields)
+        return _byte_level(fields, tokens, splitting), splitting.adds_bos
+    if kind == "llama":
+        is_gemma = fields.text("general.architecture").startswith("gemma")
+        return (_gemma if is_gemma else _llama)(fields, tokens), True
+    raise fields.unsupported(f"{_KEY}model", kind, "gpt2 (byte-level BPE), llama (SentencePiece BPE)")
+
+
+def _chat_templates(fields: Fields) -> dict[str, str]:
+    keys = [key for key in fields.values if key.startswith(_TEMPLATE) and not key.endswith("chat_templates")]
+    return {key.removeprefix(_TEMPLATE).removeprefix(".") or "default": fields.text(key) for key in keys}
 
 
 def _splitting(fields: Fields) -> _Splitting:

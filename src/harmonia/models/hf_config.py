@@ -66,6 +66,7 @@ _TRAITS = {
     "qwen3_moe": _Traits(family="qwen3_moe", defaults=_QWEN3_MOE, qk_norm=True),
     "gemma3_text": _Traits(family="gemma3", defaults=_GEMMA3, qk_norm=True),
 }
+_MAX_LAYERS = 1000
 _ACTIVATIONS: dict[str, Literal["silu", "gelu_tanh"]] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
@@ -88,6 +89,8 @@ def parse_config(fields: Fields, generation: Fields) -> ModelConfig:
     hidden_size = fields.integer("hidden_size")
     head_dim = fields.integer("head_dim", hidden_size // heads)
     num_layers = fields.integer("num_hidden_layers")
+    if num_layers > _MAX_LAYERS:
+        raise fields.unsupported("num_hidden_layers", num_layers, f"up to {_MAX_LAYERS}")
     bias = fields.flag("attention_bias", False)
     rope, local_rope = _ropes(fields, traits.family)
     config = ModelConfig(

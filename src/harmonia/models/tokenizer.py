@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from harmonia.errors import UnsupportedModelError
+from harmonia.errors import InvalidRequestError, UnsupportedModelError
 from harmonia.models.chat_template import ChatTemplate
 from harmonia.models.fields import Fields, read_json, read_optional_json
 from harmonia.models.gguf import GgufFile
@@ -40,12 +40,16 @@ class ModelTokenizer:
         """Token ids; `add_special` puts begin of text before them if the model wants that.
 
         Special tokens that the text spells out become those tokens, as chat templates need.
+        Errors: InvalidRequestError for text that is not Unicode (half of a surrogate pair).
         """
+        _check_unicode(text)
         ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
         return [*self.prefix_ids, *ids, *self.suffix_ids] if add_special else ids
 
     def encode_batch(self, texts: Sequence[str], add_special: bool) -> list[list[int]]:
         """As `encode`, for several texts, in parallel where the library is allowed to."""
+        for text in texts:
+            _check_unicode(text)
         encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
         prefix, suffix = (self.prefix_ids, self.suffix_ids) if add_special else ((), ())
         return [[*prefix, *encoding.ids, *suffix] for encoding in encodings]
@@ -91,6 +95,15 @@ class ModelTokenizer:
         return index
 
 
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = error.object[error.start : error.end]
+        message = f"the text is not valid Unicode: {found!r} at position {error.start}"
+        raise InvalidRequestError(message) from error
+
+
 def load_tokenizer(source: ModelSource) -> ModelTokenizer:
     """The tokenizer of an opened model. Errors: UnsupportedModelError naming the file and what is wrong with it."""
     if isinstance(source.files, GgufFile):
@@ -100,11 +113,10 @@ def load_tokenizer(source: ModelSource) -> ModelTokenizer:
 
 def _from_gguf(file: GgufFile, eos_ids: tuple[int, ...]) -> ModelTokenizer:
     parts = gguf_tokenizer(file)
-    template = {"default": parts.chat_template} if parts.chat_template else {}
     bos = parts.special_tokens.get("bos_token") if parts.add_bos else None
     eos = parts.special_tokens.get("eos_token") if parts.add_eos else None
     around = (_ids(parts.backend, bos), _ids(parts.backend, eos))
-    return _assemble(parts.backend, parts.special_tokens, around, eos_ids, template)
+    return _assemble(parts.backend, parts.special_tokens, around, eos_ids, parts.chat_templates)
 
 
 def _from_folder(folder: Path, eos_ids: tuple[int, ...]) -> ModelTokenizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -44,9 +45,11 @@ def load_decoder(source: ModelSource, fmt: WeightFormat, progress: Callable[[flo
     Errors: UnsupportedModelError naming the first missing, unexpected or misshaped tensor.
     """
     files = _tensor_files(source)
+    # On the meta device, so that wrong sizes are found before memory is taken for them.
+    empty = build_decoder(source.config, replace(fmt, device=torch.device("meta")))
+    _check(files.shapes(), list(empty.parameters()), source)
     with _one_thread():
         decoder = build_decoder(source.config, fmt)
-        _check(files.shapes(), list(decoder.parameters()), source)
         total = sum(math.prod(parameter.shape) for parameter in decoder.parameters())
         done = 0
         for parameter in decoder.parameters():

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
 
-from harmonia.config import ServerConfig
+from harmonia.config.server import ServerConfig
 from harmonia.router import Router
 from harmonia.server.rest import chat, completions, embeddings, health, models
 from harmonia.server.rest.context import Context, authenticate

@@ -11,7 +11,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from harmonia.config import ServerConfig
+from harmonia.config.server import ServerConfig
 from harmonia.errors import InvalidRequestError, UnavailableError
 from harmonia.log import get_logger
 from harmonia.router import Router
@@ -67,6 +67,9 @@ class Listener(uvicorn.Server):
             await super().shutdown(sockets)
         finally:
             timer.cancel()
+        if self.force_exit:
+            # uvicorn leaves it out then, and its task would end with a trace.
+            await self.lifespan.shutdown()
 
     def _end_streams(self) -> None:
         self._router.abort(UnavailableError("the server is shutting down; send the request again elsewhere"))

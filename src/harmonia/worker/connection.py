@@ -121,8 +121,11 @@ class Connection:
                 if not self._pending:
                     self._idle.set()
                     self._go_on()
-        except ConnectionClosed:
+        except ConnectionClosed as error:
+            _log.debug("connection closed while sending: %s", error)
+        finally:
             self._idle.set()
+            self._socket.transport.close()
 
     def _go_on(self) -> None:
         """The client caught up."""

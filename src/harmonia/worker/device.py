@@ -172,11 +172,13 @@ class _ProgressLog:
             self._next = share + 0.25
 
 
-def load_and_serve(sock: socket.socket, load: Load) -> int:
-    """Load what the first command says, report, serve. The exit status: 0, or 3 if loading failed."""
+def load_and_serve(sock: socket.socket, load: Load, on_hangup: Callable[[], None]) -> int:
+    """Load what the first command says, report, serve. The exit status: 0, or 3 if loading failed.
+
+    on_hangup: called in a thread when the I/O process is gone, since loading and long steps do not look at the line.
+    """
     line = DeviceEnd(sock)
-    # Loading and long steps do not look at the line, and nobody else would end this process.
-    threading.Thread(target=watch_for_hangup, args=(sock, lambda: os._exit(0)), daemon=True).start()
+    threading.Thread(target=watch_for_hangup, args=(sock, on_hangup), daemon=True).start()
     start, *others = line.receive(None)
     assert isinstance(start, Start) and not others
     config = start.config
@@ -201,7 +203,7 @@ def main() -> int:
     # Only this process imports torch.
     from harmonia.engine.engine import Engine
 
-    return load_and_serve(socket.socket(fileno=int(sys.argv[1])), Engine.load)
+    return load_and_serve(socket.socket(fileno=int(sys.argv[1])), Engine.load, lambda: os._exit(0))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ class Intake:
         self._shown = self._special_tags(self._forms)
         self._drops_first_space = _drops_first_space(tokenizer)
         self._max_token_bytes: int | None = None
+        self._turn = asyncio.Lock()
 
     # ------------------------------------------------------------------------------------------- requests
 
@@ -127,7 +128,9 @@ class Intake:
         if isinstance(prompt, TokenPrompt):
             return self._checked_ids(prompt.token_ids)
         if _num_chars(prompt) <= _INLINE_CHARS:
-            ids = self._encode(prompt)
+            async with self._turn:  # one per turn of the event loop, so that a burst of requests stops no stream
+                ids = self._encode(prompt)
+                await asyncio.sleep(0)
         else:
             ids = await asyncio.get_running_loop().run_in_executor(self._executor, self._encode, prompt)
         if not ids:

@@ -86,7 +86,14 @@ async def _until(stop: asyncio.Event, loading: asyncio.Task[WorkerService]) -> W
 def _load(config: WorkerConfig, device: Device) -> asyncio.Task[WorkerService]:
     async def load() -> WorkerService:
         # The device loads the weights meanwhile; what is wrong with the files is told by whoever finds it first.
-        tokenizer, description = await asyncio.gather(asyncio.to_thread(_open_tokenizer, config.model), device.ready)
+        try:
+            tokenizer, description = await asyncio.gather(
+                asyncio.to_thread(_open_tokenizer, config.model), device.ready
+            )
+        except WorkerLostError as error:
+            status = await device.stop()
+            message = f"the device process ended with status {status} while loading {config.model}; see the log above"
+            raise WorkerLostError(message, status=status) from error
         return WorkerService(config, device, description, tokenizer)
 
     return asyncio.create_task(load())

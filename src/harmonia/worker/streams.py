@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from typing import Protocol
 
+from harmonia import log
 from harmonia.engine.requests import SequenceOutput, SequenceRequest
 from harmonia.errors import HarmoniaError, from_code
 from harmonia.protocol.messages import Delta, Embedded, Failed, Finished, Usage
 from harmonia.worker.answers import Answer, joined
 from harmonia.worker.grammar import Grammar
 from harmonia.worker.link import Add, Command, Drop, Hold, Mask, Release
+
+_log = log.get_logger(__name__)
 
 Message = Delta | Finished | Failed | Embedded
 
@@ -214,6 +217,10 @@ class Streams:
                 self._take(work, output)
             except HarmoniaError as error:
                 self.fail(work, error)
+                continue
+            except Exception:  # noqa: BLE001 - a mistake of ours must end one request, not the worker
+                _log.exception("request %s failed", work.request_id)
+                self.fail(work, HarmoniaError("internal error of the worker; its log says more"))
                 continue
             if isinstance(work, Generation) and (grammar := work.grammar(output.seq_id)) is not None:
                 constrained.append((work, output.seq_id, grammar))

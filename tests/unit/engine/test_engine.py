@@ -11,7 +11,6 @@ import torch
 from harmonia.engine.requests import SequenceRequest, pack_ids
 from harmonia.errors import InvalidRequestError, OverloadedError, SequenceTooLongError, UnknownModelError
 from harmonia.protocol.sampling import SamplingParams
-
 from tests.unit.engine.conftest import MakeEngine
 from tests.unit.engine.tiny import VOCAB, Reference, drain
 

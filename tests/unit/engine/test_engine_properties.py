@@ -14,7 +14,6 @@ from harmonia.engine.engine import Engine
 from harmonia.engine.requests import SequenceRequest, pack_ids
 from harmonia.models.decoder import Decoder
 from harmonia.protocol.sampling import SamplingParams
-
 from tests.unit.engine.conftest import MakeEngine
 from tests.unit.engine.tiny import Reference, drain, write_adapter
 

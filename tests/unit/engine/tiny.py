@@ -17,10 +17,10 @@ from harmonia.kernels.attention import dense_attention
 from harmonia.kernels.lora import LoraSegment
 from harmonia.layers.forward import Forward
 from harmonia.layers.linear import WeightFormat
+from harmonia.layers.rope_config import RopeConfig
 from harmonia.models.config import ModelConfig
 from harmonia.models.decoder import Decoder
 from harmonia.models.families import build_decoder
-from harmonia.layers.rope_config import RopeConfig
 
 FMT = WeightFormat(torch.float32, torch.device("cpu"))
 VOCAB = 64

@@ -113,6 +113,7 @@ def test_ends_of_generation_come_from_both_files(folder):
         ({"hidden_act": "relu"}, r"hidden_act = 'relu'.*silu"),
         ({"hidden_size": "64"}, r"'hidden_size' must be a whole number, found '64'"),
         ({"hidden_size": -64}, r"'hidden_size' must be at least 1, found -64"),
+        ({"num_hidden_layers": 10**12}, r"num_hidden_layers = 10+ is not supported"),
         ({"num_hidden_layers": "drop"}, r"'num_hidden_layers' is missing"),
         ({"num_key_value_heads": 3}, r"num_key_value_heads = 3"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"quantization_config"),

@@ -164,6 +164,14 @@ def test_unknown_architecture(tmp_path):
         open_model(path)
 
 
+def test_one_of_several_files(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.add_uint16("split.count", 3)
+    finish(writer)
+    with pytest.raises(UnsupportedModelError, match=r"split\.count = 3 is not supported"):
+        open_model(tmp_path / "a.gguf")
+
+
 def test_type_that_cannot_be_read(tmp_path):
     embedding = np.zeros((tiny.VOCAB, 256 // 256 * 84), dtype=np.uint8)
     path = small_file(tmp_path / "a.gguf", {"token_embd.weight": (embedding, TYPES.Q2_K)})

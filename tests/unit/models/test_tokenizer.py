@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from harmonia.errors import UnsupportedModelError
+from harmonia.errors import InvalidRequestError, UnsupportedModelError
 from harmonia.models import open_model
 from harmonia.models.tokenizer import load_tokenizer
 from tests.unit.models import tiny
@@ -101,6 +101,11 @@ def test_ids_without_a_token_have_no_bytes(byte_level):
     assert byte_level.vocab_size == len(BYTE_LEVEL)
     assert byte_level.token_bytes(len(BYTE_LEVEL)) == byte_level.token_bytes(-1) == b""
     assert byte_level.token_bytes(0) == b"<|end|>"
+
+
+def test_half_a_surrogate_pair_is_refused(byte_level):
+    with pytest.raises(InvalidRequestError, match=r"not valid Unicode: .*ud83d' at position 1"):
+        byte_level.encode("a\ud83d", add_special=False)
 
 
 def test_special_tokens(byte_level):
@@ -211,6 +216,18 @@ def test_unknown_kinds_of_gguf_tokenizers(model, tmp_path):
     writer.add_tensor("token_embd.weight", tiny.np_zeros(4, 64))
     finish(writer)
     with pytest.raises(UnsupportedModelError, match=r"'klingon' is not supported.*smollm"):
+        load_tokenizer(open_model(tmp_path / "a.gguf"))
+
+
+def test_damaged_merges(model, tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    add_sizes(writer, model.config)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(["a", "b"])
+    writer.add_token_merges(["a c"])
+    writer.add_tensor("token_embd.weight", tiny.np_zeros(2, 64))
+    finish(writer)
+    with pytest.raises(UnsupportedModelError, match=r"a\.gguf: its tokenizer is damaged"):
         load_tokenizer(open_model(tmp_path / "a.gguf"))
 
 

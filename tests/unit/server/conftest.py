@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from harmonia.config import ServerConfig
+from harmonia.config.server import ServerConfig
 from harmonia.protocol.fleet import WorkerState
 from harmonia.router import Router
 from harmonia.server import Listener, bind, create_app

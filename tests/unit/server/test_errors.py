@@ -6,8 +6,7 @@ import json
 import httpx
 import pytest
 
-from harmonia.config import ServerConfig
-from harmonia.config.server import HttpServer
+from harmonia.config.server import HttpServer, ServerConfig
 from harmonia.protocol.fleet import WorkerState
 from harmonia.protocol.messages import Cancel, Failed
 from tests.unit.server.conftest import Serve, Served

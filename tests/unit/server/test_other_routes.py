@@ -8,7 +8,7 @@ import struct
 import httpx
 import pytest
 
-from harmonia.config import ServerConfig
+from harmonia.config.server import ServerConfig
 from harmonia.protocol.messages import CloseSession, Generate, TextPrompt, TokenPrompt
 from tests.unit.server.conftest import Serve, Served
 

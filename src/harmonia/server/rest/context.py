@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request, Response
 
-from harmonia.config import ServerConfig
+from harmonia.config.server import ServerConfig
 from harmonia.router import Router
 from harmonia.server.rest.schemas.fields import ResponseModel
 from harmonia.server.rest.sse import to_json
