@@ -27,13 +27,14 @@ from harmonia.protocol.messages import (
     Embedded,
     Generate,
     LoadAdapter,
+    Step,
     TextPrompt,
     TokenPrompt,
     UnloadAdapter,
 )
 from harmonia.protocol.sampling import SamplingParams
 from tests.integration.tiny_model import MAX_LEN, VOCAB_SIZE
-from tests.integration.worker_client import Caller, WorkerProcess, start_worker
+from tests.integration.worker_client import FREE, Caller, WorkerProcess, start_worker
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
 HI = TextPrompt(text="Hi there")
@@ -164,7 +165,8 @@ async def test_adapters_come_and_go(caller: Caller, tiny_adapters: tuple[Path, .
     description = (await caller.ask(Describe(id="d"))).end
     assert isinstance(description, Description)
     assert [(model.key, model.parent) for model in description.models] == [("tiny", None), ("a", "tiny")]
-    await caller.send(Generate(id="long", model="a", prompt=HI, sampling=GREEDY, stream=False, n=8))
+    await caller.send(Generate(id="long", model="a", prompt=HI, sampling=FREE, n=4))
+    assert isinstance(await caller.receive(), Step)
     await caller.send(UnloadAdapter(id="u", key="a"))
     ends = await caller.gather("long", "u")
     assert isinstance(ends["u"].end, Done)

@@ -1,8 +1,8 @@
 """Keys of cache blocks: a hash chain over everything that decides a block's content.
 
-The key of a block covers its parent's key and its tokens; the root covers the backbone, its version, the adapter and the
-adapter's version. So a block of other weights never matches, and nobody can be handed another prefix's block: the digest
-is cryptographic because prompts come from strangers.
+The key of a block covers its parent's key and its tokens; the root covers the backbone, its version, the adapter and
+the adapter's version. So a block of other weights never matches, and nobody can be handed another prefix's block: the
+digest is cryptographic because prompts come from strangers.
 """
 
 from __future__ import annotations

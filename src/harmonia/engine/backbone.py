@@ -52,9 +52,7 @@ class Backbone:
         self._num_loads = 0
 
     @staticmethod
-    def load(
-        model: str, key: str, config: EngineConfig, progress: Callable[[float], None] | None = None
-    ) -> Backbone:
+    def load(model: str, key: str, config: EngineConfig, progress: Callable[[float], None] | None = None) -> Backbone:
         """Plan, refuse what does not fit, then read the weights."""
         source = open_model(model)
         plan = make_plan(Path(model).name, source.config, config)

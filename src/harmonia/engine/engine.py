@@ -56,9 +56,7 @@ class Engine:
         self._stalled = False
 
     @staticmethod
-    def load(
-        model: str, key: str, config: EngineConfig, progress: Callable[[float], None] | None = None
-    ) -> Engine:
+    def load(model: str, key: str, config: EngineConfig, progress: Callable[[float], None] | None = None) -> Engine:
         """Plan the memory, then load the model at a path; `progress` hears values from 0 to 1.
 
         Raises `InsufficientMemoryError` before anything large is allocated, `UnsupportedModelError` for broken files.

@@ -83,7 +83,9 @@ class Launched:
 class Runner:
     """One device: decoder, caches, and the last sampled id of every running slot."""
 
-    def __init__(self, decoder: Decoder, caches: tuple[LayerCache, ...], *, max_running: int, device: torch.device) -> None:
+    def __init__(
+        self, decoder: Decoder, caches: tuple[LayerCache, ...], *, max_running: int, device: torch.device
+    ) -> None:
         self.decoder = decoder
         self._caches = caches
         self._device = device

@@ -1,9 +1,9 @@
 """Who runs in the next step.
 
-One budget of tokens per step: first every sequence that generates gets one, then chunks of prompts, running ones before
-waiting ones, first come first served. When blocks run out, the newest running sequence is preempted; its blocks stay in
-the prefix index, so that coming back costs little. A request at the head of the queue that cannot start is overtaken for
-`max_bypass_s` at most.
+One budget of tokens per step: first every sequence that generates gets one, then chunks of prompts, running ones
+before waiting ones, first come first served. When blocks run out, the newest running sequence is preempted; its blocks
+stay in the prefix index, so that coming back costs little. A request at the head of the queue that cannot start is
+overtaken for `max_bypass_s` at most.
 """
 
 from __future__ import annotations
@@ -37,7 +37,13 @@ class Scheduler:
     """Queue, running sequences and their blocks."""
 
     def __init__(
-        self, config: SchedulerConfig, pool: BlockPool, sessions: SessionTable, *, max_seq_len: int, prefix_caching: bool
+        self,
+        config: SchedulerConfig,
+        pool: BlockPool,
+        sessions: SessionTable,
+        *,
+        max_seq_len: int,
+        prefix_caching: bool,
     ) -> None:
         assert config.max_batch_tokens is not None, "the plan resolves it"
         self.pool = pool
@@ -179,7 +185,7 @@ class Scheduler:
         return head_blocked and since is not None and now - since > self._config.max_bypass_s
 
     def _try_start(self, sequence: Sequence, budget: int) -> int:
-        """Move a waiting sequence to the running ones, with its prefix hits: tokens of its first chunk, 0 if it waits."""
+        """Move a waiting sequence to the running ones: tokens of its first chunk after prefix hits, 0 if it waits."""
         hits = self._match(sequence)
         if hits is None:
             return 0

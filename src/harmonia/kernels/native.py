@@ -287,6 +287,26 @@ def _nearest(context: Any, x: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def float_of_bits(context: Any, bits: Any) -> Any:
+    """The fp32 number whose bits an int32 holds."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.bitcast(values[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def bits_of_float(context: Any, number: Any) -> Any:
+    """The bits of an fp32 number as an int32; positive ones order as the numbers do."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.bitcast(values[0], ir.IntType(32))
+
+    return types.int32(types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def _power_of_two(context: Any, whole: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         word = ir.IntType(32)

@@ -13,6 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from harmonia.kernels import native
+from harmonia.kernels.native import Impl
+from harmonia.kernels.sample_native import draw_native
+
 _BUCKET = 256
 _BITS = 32
 
@@ -53,13 +57,16 @@ class SamplingTensors:
     """(rows, int32 words [rows, W]) with a bit for each allowed token."""
 
 
-def sample(logits_RV: Tensor, params: SamplingTensors) -> Tensor:
+def sample(logits_RV: Tensor, params: SamplingTensors, impl: Impl = "auto") -> Tensor:
     """Next token of each row: ids_R. `logits_RV` is fp32 and stays as it is."""
     logits_RV = _edit(logits_RV, params)
-    greedy_R = logits_RV.argmax(dim=-1)
     if params.temperature_R is None:
-        return greedy_R
+        return logits_RV.argmax(dim=-1)
     assert params.uniform_R is not None, "rows that sample bring their uniform numbers"
+    if impl == "native" or (impl == "auto" and native.usable(logits_RV)):
+        filters = params.top_k_R, params.top_p_R, params.min_p_R
+        return draw_native(logits_RV, params.temperature_R, params.uniform_R, *filters)
+    greedy_R = logits_RV.argmax(dim=-1)
     is_greedy_R = params.temperature_R == 0
     temperature_R1 = torch.where(is_greedy_R, 1.0, params.temperature_R)[:, None]
     probs_RV = _filter(torch.softmax(logits_RV / temperature_R1, dim=-1), params)

@@ -21,7 +21,11 @@ from harmonia.models.gguf import GgufFile, GgufTensor
 from harmonia.models.gguf_config import ROPE_FACTORS
 
 _Q = GGMLQuantizationType
-SUPPORTED_TYPES = (_Q.F32, _Q.F16, _Q.BF16, _Q.Q4_0, _Q.Q4_1, _Q.Q8_0, _Q.Q4_K, _Q.Q6_K)
+SUPPORTED_TYPES = (
+    *(_Q.F32, _Q.F16, _Q.BF16),
+    *(_Q.Q4_0, _Q.Q4_1, _Q.Q5_0, _Q.Q5_1, _Q.Q8_0),
+    *(_Q.Q4_K, _Q.Q5_K, _Q.Q6_K),
+)
 
 _GLOBAL_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER_NAMES = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
@@ -193,12 +194,13 @@ def _implied_merges(tokens: list[str], score: Callable[[str], float]) -> list[tu
     ids = _ids(tokens)
     merges: list[tuple[float, int, int, str, str]] = []
     for token in tokens:
-        cuts = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
-        known = [(left, right) for left, right in cuts if left in ids and right in ids]
-        known.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
-        merges += [(score(token), len(left), len(right), left, right) for left, right in known]
-    merges.sort(key=lambda merge: merge[:3], reverse=True)
-    return [(left, right) for *_, left, right in merges]
+        value = score(token)
+        for cut in range(1, len(token)):
+            left = token[:cut]
+            if left in ids and (right := token[cut:]) in ids:
+                merges.append((value, cut, len(right), left, right))
+    merges.sort(key=itemgetter(0, 1, 2), reverse=True)
+    return [(left, right) for _, _, _, left, right in merges]
 
 
 def _added_ids(fields: Fields) -> set[int]:

@@ -38,14 +38,16 @@ Event = Delta | Finished
 Reply = TypeVar("Reply", bound=msgspec.Struct)
 
 PAUSE_AT_EVENTS = 256
+"""Unread events per answer at which a request is paused."""
 _CONNECT_RETRY_S = 0.05
 
 
 class Stream:
     """Events of one or several `Generate` requests, in the order in which the worker sent them."""
 
-    def __init__(self, ids: frozenset[str], send: Callable[[ClientMessage], None]) -> None:
-        self._open = set(ids)
+    def __init__(self, requests: tuple[Generate, ...], send: Callable[[ClientMessage], None]) -> None:
+        self._open = {request.id for request in requests}
+        self._pause_at = PAUSE_AT_EVENTS * sum(request.n for request in requests)
         self._send = send
         self._events: deque[Event] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -84,7 +86,7 @@ class Stream:
         self._events.append(event)
         if isinstance(event, Finished):
             self._open.discard(event.id)
-        elif len(self._events) >= PAUSE_AT_EVENTS and not self._paused:
+        elif len(self._events) >= self._pause_at and not self._paused:
             self._paused = True
             self._tell(Pause)
         self._wake()
@@ -146,7 +148,7 @@ class WorkerClient:
         """Send the requests and return the stream of all their events."""
         self._check_alive()
         frames = [_frame(request) for request in requests]
-        stream = Stream(frozenset(request.id for request in requests), self._send_unless_lost)
+        stream = Stream(requests, self._send_unless_lost)
         for request, frame in zip(requests, frames, strict=True):
             self._streams[request.id] = stream
             self._outbox.put_nowait(frame)

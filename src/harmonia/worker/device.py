@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import msgspec
@@ -78,17 +79,17 @@ class DeviceLoop:
 
     def run(self) -> None:
         """Serve until the line is closed; costs nothing while there is nothing to do."""
-        while True:
-            try:
-                commands = self._line.receive(self._patience_s())
-            except EOFError:
-                return
-            for command in commands:
-                self._obey(command)
-            outputs = self._engine.step() if self._engine.has_work else []
-            if outputs or self._refused:
-                outputs, self._refused = self._refused + outputs, []
-                self._line.send(Outputs(tuple(outputs)))
+        with suppress(EOFError, ConnectionError):
+            while True:
+                self._turn()
+
+    def _turn(self) -> None:
+        for command in self._line.receive(self._patience_s()):
+            self._obey(command)
+        outputs = self._engine.step() if self._engine.has_work else []
+        if outputs or self._refused:
+            outputs, self._refused = self._refused + outputs, []
+            self._line.send(Outputs(tuple(outputs)))
 
     def _patience_s(self) -> float | None:
         """How long to wait for commands: not at all while something can run."""

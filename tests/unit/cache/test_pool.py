@@ -96,7 +96,9 @@ def test_the_oldest_session_is_forgotten() -> None:
     assert len(sessions) == 2, "it was the one forgotten"
 
 
-PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=6).map(lambda bits: [bit for bit in bits for _ in range(BLOCK)])
+PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=6).map(
+    lambda bits: [bit for bit in bits for _ in range(BLOCK)]
+)
 USES = st.lists(st.tuples(PROMPTS, st.sampled_from(["hold", "release", "session", "close"])), max_size=40)
 
 

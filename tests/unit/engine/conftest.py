@@ -41,5 +41,3 @@ def make_engine(decoder: Decoder) -> MakeEngine:
         return Engine(Backbone("base", decoder, make_plan("tiny", MODEL, config)))
 
     return make
-
-

@@ -58,21 +58,35 @@ def adapter_paths(tmp_path_factory: pytest.TempPathFactory, decoder: Decoder) ->
     }
 
 
-@given(arrivals=ARRIVALS, num_blocks=st.integers(14, 40), max_batch_tokens=st.integers(3, 30), caching=st.booleans(), overlap=st.integers(0, 1))
+@dataclass(frozen=True)
+class Setup:
+    num_blocks: int
+    max_batch_tokens: int
+    prefix_caching: bool
+    num_overlapped: int  # 1 is what a GPU does
+
+
+SETUPS = st.builds(
+    Setup,
+    num_blocks=st.integers(14, 40),
+    max_batch_tokens=st.integers(3, 30),
+    prefix_caching=st.booleans(),
+    num_overlapped=st.integers(0, 1),
+)
+
+
+@given(arrivals=ARRIVALS, setup=SETUPS)
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_request_gets_what_it_gets_alone(
     make_engine: MakeEngine,
     reference: Reference,
     adapter_paths: dict[str, str],
     arrivals: list[Arrival],
-    num_blocks: int,
-    max_batch_tokens: int,
-    caching: bool,
-    overlap: int,
+    setup: Setup,
 ) -> None:
-    engine = make_engine(num_blocks, max_batch_tokens=max_batch_tokens)
-    engine._scheduler._prefix_caching = caching
-    engine._num_overlapped = overlap  # what a GPU does
+    engine = make_engine(setup.num_blocks, max_batch_tokens=setup.max_batch_tokens)
+    engine._scheduler._prefix_caching = setup.prefix_caching
+    engine._num_overlapped = setup.num_overlapped
     for key, path in adapter_paths.items():
         engine.load_adapter(key, path)
     expected, produced = _play(engine, reference, arrivals)
