@@ -1,8 +1,8 @@
 """Steps of a decoder built of our kernels alone, with random weights: what the engine could reach at most.
 
-`python -m benchmarks.kernels` prints one JSON object a line: each operation of a decode step by itself, then whole steps.
-Sizes are those of SmolLM2-135M. Every layer has its own weights and cache, so that nothing stays in the processor's caches
-that would not in a real model. Shapes: T tokens, E features, H query heads, G key/value heads, D head size.
+`python -m benchmarks.kernels` prints one JSON object a line: a step, then the operations that it is made of. Sizes are
+those of SmolLM2-135M. Every layer has its own weights and cache, so that nothing stays in the processor's caches that
+would not in a real model. Shapes: T tokens, E features, H query heads, G key/value heads, D head size.
 """
 
 from __future__ import annotations
@@ -77,9 +77,7 @@ class Step:
 def random_weight(num_out: int, num_in: int, *, int8: bool) -> Weight:
     device = torch.device("cpu")
     weight: Weight = (
-        Int8Weight.empty(num_out, num_in, device)
-        if int8
-        else DenseWeight.empty(num_out, num_in, torch.float32, device)
+        Int8Weight.empty(num_out, num_in, device) if int8 else DenseWeight.empty(num_out, num_in, torch.float32, device)
     )
     weight.fill(0, torch.randn(num_out, num_in) * num_in**-0.5)
     return weight

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
-from numba import float32
 from torch import Tensor
 from torch.nn import functional as F
 
 from harmonia.kernels import native
-from harmonia.kernels.native import Impl, exp, float32s, int64s, kernel, part, share
+from harmonia.kernels.native import Impl, kernel
+from harmonia.kernels.native_code import exp, float32, float32s, int64s, part, share
 
 Activation = Literal["silu", "gelu_tanh"]
 
@@ -66,7 +65,7 @@ def _gated_gelu(arguments: int, thread: int, num_threads: int) -> None:
 
 @part
 def _rest_of_row(gate_up: int, out: int, first: int, stop: int, size: int) -> tuple[Any, Any, Any]:
-    """Features from the flat index `first` to the end of its row or to `stop`: a single token's features are shared too."""
+    """Features from the flat index `first` to the end of its row or to `stop`: threads share even a single token."""
     row, begin = first // size, first % size
     count = min(size - begin, stop - first)
     gate = gate_up + 4 * (2 * row * size + begin)

@@ -1,10 +1,10 @@
-"""Attention over a paged cache on the CPU, compiled: the cache is read where it lies, once for all heads that share it.
+"""Attention over a paged cache on the CPU, compiled: keys and values are read once for all heads that share them.
 
-Shapes: T tokens of the batch, S sequences, H query heads, G key/value heads, R query heads per key/value head, D head size,
-N blocks, P tokens per block, M blocks of the longest sequence, C tokens of a tile of keys.
+Shapes: T tokens of the batch, S sequences, H query heads, G key/value heads, D head size, N blocks, P tokens per block,
+M blocks of the longest sequence, C tokens of a tile of keys, R rows of an item: its queries in each head that shares keys.
 
 The work is cut into items: a key/value head of some consecutive queries of one sequence. An item walks over tiles of 64
-keys with a running maximum and sum (Milakov and Gimelshein, 2018), so that its result depends on nothing but its own sequence.
+keys with a running maximum and sum (Milakov and Gimelshein, 2018), so that nothing but its own sequence matters to it.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from numba import float32
 from torch import Tensor
 
 from harmonia.kernels import native
-from harmonia.kernels.native import (
+from harmonia.kernels.native import kernel
+from harmonia.kernels.native_code import (
     add_product_4_rows_16_columns,
     add_product_4_rows_64_columns,
     exp,
+    float32,
     float32s,
     float64s,
     int32s,
     int64s,
-    kernel,
     part,
     prefetch,
     share,
@@ -104,7 +104,7 @@ def _lens(query_lens: tuple[int, ...], context_lens: tuple[int, ...]) -> Tensor:
 
 
 def _with_dense_heads(x_THD: Tensor) -> Tensor:
-    """The tensor, or a copy if the features of a token are not side by side; a slice of the fused projection is fine."""
+    """The tensor, or a copy if a token's features are not side by side; a slice of the fused projection is fine."""
     return x_THD if x_THD.stride(2) == 1 and x_THD.stride(1) == x_THD.shape[2] else x_THD.contiguous()
 
 
@@ -152,7 +152,7 @@ def _cost(position: int, count: int, window: int) -> int:
 
 @part
 def _item(arguments: int, thread: int, sequence: int, query: int, count: int, position: int, kv_head: int) -> None:
-    """`count` queries of one key/value head; the first one is row `query` of the batch at `position` of its sequence."""
+    """`count` queries of one key/value head; the first is token `query` of the batch at `position` of its sequence."""
     numbers = int64s(arguments, 16)
     q, out, q_stride = numbers[0], numbers[1], numbers[8]
     sharing, kv_heads, size, window = numbers[11], numbers[12], numbers[13], numbers[15]
@@ -180,7 +180,9 @@ def _item(arguments: int, thread: int, sequence: int, query: int, count: int, po
             _prefetch_tile(arguments, sequence, kv_head, tile + _TILE, min(_TILE, stop_key - tile - _TILE))
             for row in range(0, num_rows, 4):
                 rows = min(4, num_rows - row)
-                _scores_in_place(arguments, sequence, kv_head, tile, keys_in_tile, queries + 4 * row * size, rows, scores)
+                _scores_in_place(
+                    arguments, sequence, kv_head, tile, keys_in_tile, queries + 4 * row * size, rows, scores
+                )
                 _mask(scores, position - tile, row, rows, sharing, window)
                 _fold(scores, row, rows, largest_R, total_R, sums + 4 * row * size, size)
                 _add_values_in_place(arguments, sequence, kv_head, tile, keys_in_tile, scores, sums + 4 * row * size)

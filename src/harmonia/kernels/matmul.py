@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from numba import float32
 from torch import Tensor
 from torch.nn import functional as F
 
 from harmonia.kernels import native
-from harmonia.kernels.native import Impl, float32s, int8s, int64s, kernel, part, prefetch, share
+from harmonia.kernels.native import Impl, kernel
+from harmonia.kernels.native_code import float32, float32s, int8s, int64s, part, prefetch, share
 
 _WEIGHTS_PER_THREAD = 32_768
 # From here on writing the weights out in fp32 for oneDNN beats converting them inside the product.
@@ -115,7 +115,7 @@ def matmul(x_TK: Tensor, weight: Weight, bias_N: Tensor | None = None, impl: Imp
     """x W^T + b: y_TN."""
     fast = impl == "native" or (impl == "auto" and native.usable(x_TK))
     if isinstance(weight, DenseWeight):
-        if not fast or not _HAS_ONEDNN or bias_N is not None and bias_N.requires_grad:
+        if not fast or not _HAS_ONEDNN or (bias_N is not None and bias_N.requires_grad):
             return F.linear(x_TK, weight.dense(), bias_N)
         if not weight.is_final:
             weight.pack()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from numba import float32
 from torch import Tensor
 
 from harmonia.kernels import native
-from harmonia.kernels.native import Impl, float32s, float64s, int64s, kernel, part, share
+from harmonia.kernels.native import Impl, kernel
+from harmonia.kernels.native_code import float32, float32s, float64s, int64s, part, share
 
 _FEATURES_PER_THREAD = 32_768
 

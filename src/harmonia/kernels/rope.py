@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from harmonia.kernels import native
-from harmonia.kernels.native import Impl, float32s, int64s, kernel, share
+from harmonia.kernels.native import Impl, kernel
+from harmonia.kernels.native_code import float32s, int64s, share
 
 _FEATURES_PER_THREAD = 32_768
 

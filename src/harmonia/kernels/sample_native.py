@@ -1,7 +1,7 @@
 """Drawing tokens on the CPU, compiled: a pass or two over each row where sorting it would cost a hundred.
 
-A filter keeps what is at least as likely as some token. That token's weight is found by bisection over the bits of positive
-floats, which order as the numbers do. Shapes: R rows, V vocabulary.
+A filter keeps what is at least as likely as some token. The weight of that token is found by bisection over the bits of
+positive floats, which order as the numbers do. Shapes: R rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -9,11 +9,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from numba import float32, float64, int32
 from torch import Tensor
 
 from harmonia.kernels import native
-from harmonia.kernels.native import bits_of_float, exp, float32s, float_of_bits, int32s, int64s, kernel, part, share
+from harmonia.kernels.native import kernel
+from harmonia.kernels.native_code import (
+    bits_of_float,
+    exp,
+    float32,
+    float32s,
+    float64,
+    float_of_bits,
+    int32,
+    int32s,
+    int64s,
+    part,
+    share,
+)
 
 _BLOCK = 256
 _BINADE = 1 << 23

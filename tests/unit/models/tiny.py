@@ -27,7 +27,7 @@ SIZES = {
     "num_key_value_heads": 2,
     "head_dim": 16,
     "max_position_embeddings": 128,
-    "initializer_range": 0.3,
+    "initializer_range": 0.2,
 }
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 = {**LLAMA3, "original_max_position_embeddings": 32}

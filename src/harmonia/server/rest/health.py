@@ -33,7 +33,10 @@ async def health(api: Api) -> Response:
 @router.get("/metrics", responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})
 async def metrics(api: Api) -> Response:
     """Everything that is counted, in Prometheus' text format."""
-    reports = [WorkerReport(replica.replica, replica.backbone, stats) for replica, stats in await api.router.stats()]
+    reports = [
+        WorkerReport(replica.replica, replica.backbone, replica.keys, stats)
+        for replica, stats in await api.router.stats()
+    ]
     return Response(api.metrics.render(reports), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -26,6 +26,8 @@ _BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.
 _MODEL_LABELS = ("model", "replica")
 _POOL_LABELS = ("pool", "model", "replica")
 
+_ALWAYS = ("requests", "generated_tokens", "prompt_tokens", "cached_tokens", "ttft_timeouts")
+
 _HELP = {
     "requests": "Generations asked for",
     "generated_tokens": "Tokens generated",
@@ -51,6 +53,7 @@ class WorkerReport(msgspec.Struct, frozen=True):
 
     replica: str
     backbone: str
+    models: frozenset[str]
     stats: Stats
 
 
@@ -119,7 +122,7 @@ class _Snapshot(Collector):
             yield family
 
     def _model_counters(self) -> Iterator[Metric]:
-        for name in _names(counters for _, _, counters in self._by_model()):
+        for name in _names([_ALWAYS, *(counters for _, _, counters in self._by_model())]):
             family = CounterMetricFamily(f"harmonia_{name}", _help(name), labels=_MODEL_LABELS)
             for model, replica, counters in self._by_model():
                 family.add_metric((model, replica), counters.get(name, 0.0))
@@ -153,8 +156,9 @@ class _Snapshot(Collector):
 
     def _by_model(self) -> Iterator[tuple[str, str, dict[str, float]]]:
         for report in self._reports:
-            for model, counters in report.stats.by_model.items():
-                yield model, report.replica, counters
+            # A model that nobody has asked yet counts zero; a series that begins at one has no first increase.
+            for model in sorted(report.models | set(report.stats.by_model)):
+                yield model, report.replica, report.stats.by_model.get(model, {})
 
     def _histograms_by_model(self) -> Iterator[tuple[str, str, dict[str, Histogram]]]:
         for report in self._reports:
