@@ -9,7 +9,7 @@ from statistics import mean, median
 from benchmarks.company import wait_for_quiet
 from benchmarks.engines import EngineSpec
 from benchmarks.machine import Record
-from benchmarks.process import EngineProcess, Loaded, Start, running
+from benchmarks.process import Loaded, Side, Start, running
 from benchmarks.serve import say, shape_record
 from benchmarks.work import Draw, Shape, Timing, company, measure, warm_up
 
@@ -51,23 +51,29 @@ def agreement(a: list[list[int]], b: list[list[int]]) -> float:
 def compare(first: EngineSpec, second: EngineSpec, start: Start, pairs: int, machine: Record) -> Iterator[Record]:
     """Load both engines, then let them take turns; the one that waits is paused."""
     with ExitStack() as stack:
-        engines, sides = [], []
+        engines, told = [], []
         for spec in (first, second):
             say(f"starting {spec.name}")
             engine, loaded = stack.enter_context(running(spec, start))
             engine.pause()
             engines.append(engine)
-            sides.append(loaded)
-        for shape in start.shapes:
-            say(f"in turn: n={shape.n} input={shape.num_input} output={shape.num_output}")
-            for engine in engines:
-                with engine.awake():
-                    warm_up(engine, shape, start.draw)
-            timings = []
-            for index in range(pairs):
-                wait_for_quiet(start.quiet_s)
-                timings.append(_pair(engines, shape, start.draw, index))
-            yield from compare_records(sides[0], sides[1], timings, machine)
+            told.append(loaded)
+        for timings in in_turn(engines, start, pairs):
+            yield from compare_records(told[0], told[1], timings, machine)
+
+
+def in_turn(sides: Sequence[Side], start: Start, pairs: int) -> Iterator[list[Pair]]:
+    """Measure two paused sides, shape after shape."""
+    for shape in start.shapes:
+        say(f"in turn: n={shape.n} input={shape.num_input} output={shape.num_output}")
+        for side in sides:
+            with side.awake():
+                warm_up(side, shape, start.draw)
+        timings = []
+        for index in range(pairs):
+            wait_for_quiet(start.quiet_s)
+            timings.append(_pair(sides, shape, start.draw, index))
+        yield timings
 
 
 def compare_records(a: Loaded, b: Loaded, pairs: Sequence[Pair], machine: Record) -> Iterator[Record]:
@@ -91,11 +97,11 @@ def compare_records(a: Loaded, b: Loaded, pairs: Sequence[Pair], machine: Record
         }
 
 
-def _pair(engines: Sequence[EngineProcess], shape: Shape, draw: Draw, index: int) -> Pair:
+def _pair(sides: Sequence[Side], shape: Shape, draw: Draw, index: int) -> Pair:
     # Who goes first changes from pair to pair, so that neither always has the warmer or the cooler machine.
     order = (0, 1) if index % 2 == 0 else (1, 0)
     timings = {}
     for i in order:
-        with engines[i].awake():
-            timings[i] = measure(engines[i], shape, draw, f"pair {index}")
+        with sides[i].awake():
+            timings[i] = measure(sides[i], shape, draw, f"pair {index}")
     return timings[0], timings[1]

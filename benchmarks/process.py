@@ -7,7 +7,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +25,9 @@ STDERR_LINES = 15
 SECONDS_TO_LEAVE = 10
 READY_SHAPE = Shape(n=1, num_input=16, num_output=1)
 # Where the compilers that engines use keep what they made; an empty one makes a start a first start.
-CACHE_VARIABLES = ("XDG_CACHE_HOME", "VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+CACHE_VARIABLES = (
+    "NUMBA_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT", "XDG_CACHE_HOME",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,37 @@ class Loaded:
     ready_s: float
 
 
-class EngineProcess:
+class Side(ABC):
+    """One side of a comparison: it generates, and it can be paused while the other does."""
+
+    @property
+    @abstractmethod
+    def processes(self) -> Mapping[int, str]:
+        """Its processes, for `company.usage`."""
+
+    @abstractmethod
+    def generate(self, prompts: list[list[int]], num_output: int) -> Generation:
+        """Run all prompts at once, greedily, each to exactly `num_output` tokens."""
+
+    @abstractmethod
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to all its processes that are still there."""
+
+    def pause(self) -> None:
+        """Stop every thread of it: some spin for a while, or for ever, when idle."""
+        self.send_signal(signal.SIGSTOP)
+
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """Let it run, and pause it again."""
+        self.send_signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self.pause()
+
+
+class EngineProcess(Side):
     """A running engine; `running` makes one."""
 
     def __init__(self, spec: EngineSpec, popen: subprocess.Popen[str], errors: IO[str]) -> None:
@@ -57,9 +90,9 @@ class EngineProcess:
         self._errors = errors
 
     @property
-    def session(self) -> int:
-        """The session that holds all its processes."""
-        return self._popen.pid
+    def processes(self) -> Mapping[int, str]:
+        """The session that holds them all."""
+        return {self._popen.pid: "engine"}
 
     def load(self, job: Job, draw: Draw, began: float) -> Loaded:
         """Wait until the weights are read and a first token came back; `began` is when the process was spawned."""
@@ -78,35 +111,23 @@ class EngineProcess:
         answer = self._ask({"prompts": prompts, "num_output_tokens": num_output})
         return Generation(wall_s=answer["wall_s"], tokens=answer["tokens"])
 
-    def pause(self) -> None:
-        """Stop every thread of the engine: some spin for a while, or for ever, when idle."""
-        self._signal(signal.SIGSTOP)
-
-    @contextlib.contextmanager
-    def awake(self) -> Iterator[None]:
-        """Let a paused engine run, and pause it again."""
-        self._signal(signal.SIGCONT)
-        try:
-            yield
-        finally:
-            self.pause()
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to all its processes that are still there."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._popen.pid, number)
 
     def close(self) -> None:
         """Hang up, give the engine time to leave, then end what it left behind."""
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
-        self._signal(signal.SIGCONT)
+        self.send_signal(signal.SIGCONT)
         with contextlib.suppress(BrokenPipeError):
             self._popen.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(SECONDS_TO_LEAVE)
-        self._signal(signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
         self._popen.wait()
         self._popen.stdout.close()
-
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._popen.pid, number)
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         assert self._popen.stdin is not None
@@ -116,15 +137,13 @@ class EngineProcess:
             self._popen.stdin.flush()
         line = self._popen.stdout.readline()
         if not line:
-            raise BenchmarkError(f"{self.spec.name} ended with status {self._popen.wait()}:\n{self._last_words()}")
+            raise BenchmarkError(
+                f"{self.spec.name} ended with status {self._popen.wait()}:\n{last_words(self._errors)}"
+            )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise BenchmarkError(answer["error"])
         return answer
-
-    def _last_words(self) -> str:
-        self._errors.seek(0)
-        return "".join(self._errors.readlines()[-STDERR_LINES:]).rstrip()
 
 
 @contextlib.contextmanager
@@ -140,16 +159,23 @@ def running(spec: EngineSpec, start: Start) -> Iterator[tuple[EngineProcess, Loa
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=_environment(spec, caches),
+            env=environment(spec, caches),
             # A session of its own, so that a pause and an end reach every process that the engine starts.
             start_new_session=True,
         )
         engine = EngineProcess(spec, popen, errors)
         stack.callback(engine.close)
-        yield engine, engine.load(_job(spec, start.shapes), start.draw, began)
+        yield engine, engine.load(job_of(spec, start.shapes), start.draw, began)
 
 
-def _job(spec: EngineSpec, shapes: Sequence[Shape]) -> Job:
+def last_words(errors: IO[str]) -> str:
+    """Return the last lines that a process wrote there."""
+    errors.seek(0)
+    return "".join(errors.readlines()[-STDERR_LINES:]).rstrip()
+
+
+def job_of(spec: EngineSpec, shapes: Sequence[Shape]) -> Job:
+    """Return what an engine must be ready for."""
     return Job(
         model=str(spec.model),
         precision=spec.precision,
@@ -159,7 +185,8 @@ def _job(spec: EngineSpec, shapes: Sequence[Shape]) -> Job:
     )
 
 
-def _environment(spec: EngineSpec, caches: str | None) -> dict[str, str]:
+def environment(spec: EngineSpec, caches: str | None) -> dict[str, str]:
+    """Return the environment of an engine; `caches` is the folder of its compile caches, None for its own."""
     root = str(Path(__file__).parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(spec.threads)}

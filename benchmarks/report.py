@@ -3,6 +3,8 @@
 import json
 import sys
 from collections.abc import Iterable
+from functools import reduce
+from operator import getitem
 from statistics import median
 
 from rich.console import Console
@@ -10,7 +12,7 @@ from rich.table import Table
 
 from benchmarks.machine import Record
 
-# Heading and field, in the order of the table.
+# Heading and field, in the order of the table; a dot leads into a field that holds others.
 SERVE_COLUMNS = {
     "n": "n",
     "in": "input",
@@ -35,6 +37,36 @@ COMPARE_COLUMNS = {
     "same": "agreement",
     "others": "other_cores",
 }
+HTTP_COLUMNS = {
+    "n": "n",
+    "in": "input",
+    "out": "output",
+    "HTTP": "http",
+    "engine": "engine",
+    "ratio": "ratio_median",
+    "min": "ratio_min",
+    "max": "ratio_max",
+    "TTFT ms": "ttft_ms",
+    "server us": "cpu_us.server",
+    "I/O us": "cpu_us.io",
+    "device us": "cpu_us.device",
+    "client us": "cpu_us.client",
+    "engine us": "cpu_us.engine",
+    "others": "other_cores",
+}
+IDLE_COLUMNS = {
+    "/health s": "health_s",
+    "first token s": "ready_s",
+    "idle cores": "cores",
+    "server": "cores_of.server",
+    "I/O": "cores_of.io",
+    "device": "cores_of.device",
+    "server MB": "resident_mb.server",
+    "I/O MB": "resident_mb.io",
+    "device MB": "resident_mb.device",
+    "others": "other_cores",
+}
+COLUMNS = {"serve": SERVE_COLUMNS, "compare": COMPARE_COLUMNS, "http": HTTP_COLUMNS, "idle": IDLE_COLUMNS}
 
 
 def emit(records: Iterable[Record], *, as_table: bool) -> None:
@@ -64,19 +96,24 @@ def _print_table(records: list[Record]) -> None:
     if first["kind"] == "machine":
         console.print(machine_line(first["machine"]), soft_wrap=True)
         return
-    columns = SERVE_COLUMNS if first["kind"] == "serve" else COMPARE_COLUMNS
+    columns = COLUMNS[first["kind"]]
     table = Table(title=_title(first), caption=machine_line(first["machine"]))
     for heading in columns:
         table.add_column(heading)
     for record in records:
-        table.add_row(*(_cell(record[field]) for field in columns.values()))
+        table.add_row(*(_cell(reduce(getitem, path.split("."), record)) for path in columns.values()))
     console.print(table)
 
 
 def _title(record: Record) -> str:
-    if record["kind"] == "serve":
-        return _engine(record)
-    return f"A = {_engine(record['a'])}\nB = {_engine(record['b'])}"
+    match record["kind"]:
+        case "serve":
+            return _engine(record)
+        case "compare":
+            return f"A = {_engine(record['a'])}\nB = {_engine(record['b'])}"
+        case "http":
+            return f"HTTP = {_engine(record['http'])}\nengine = {_engine(record['engine'])}"
+    return f"harmonia serve, {record['model']} {record['precision']}, idle for {record['seconds']:g} s"
 
 
 def _engine(record: Record) -> str:

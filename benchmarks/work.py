@@ -1,11 +1,11 @@
 """The work that every engine is given: shapes, and random prompts of token ids."""
 
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from benchmarks.company import other_cores, usage
+from benchmarks.company import other_cores, spent_s, usage
 from benchmarks.errors import BenchmarkError
 
 # The lowest ids are control tokens in most vocabularies.
@@ -45,14 +45,17 @@ class Generation:
 
     wall_s: float
     tokens: list[list[int]]
+    """Empty where the tokens were counted only."""
+    ttft_s: Sequence[float] = ()
+    """Until the first token of each request, where it could be seen."""
 
 
 class Generates(Protocol):
     """An engine as the measurements see it."""
 
     @property
-    def session(self) -> int:
-        """The session that holds all its processes."""
+    def processes(self) -> Mapping[int, str]:
+        """Its processes, for `company.usage`."""
         ...
 
     def generate(self, prompts: list[list[int]], num_output: int) -> Generation:
@@ -69,6 +72,9 @@ class Timing:
     first_token_wall: float
     tokens: list[list[int]]
     other_cores: float | None = None
+    ttft_s: Sequence[float] = ()
+    cpu_s: Mapping[str, float] = field(default_factory=dict)
+    """Processor seconds of each process during the run in full."""
 
     @property
     def in_tok_s(self) -> float:
@@ -104,15 +110,21 @@ def warm_up(engine: Generates, shape: Shape, draw: Draw) -> None:
 
 def measure(engine: Generates, shape: Shape, draw: Draw, salt: str) -> Timing:
     """Time the shape once, on prompts of its own; the first-token run has others."""
-    before = usage(engine.session)
-    first = engine.generate(draw.prompts(shape, f"{salt}/first"), 1)
-    whole = first if shape.num_output == 1 else engine.generate(draw.prompts(shape, salt), shape.num_output)
+    start = began = usage(engine.processes)
+    first = whole = engine.generate(draw.prompts(shape, f"{salt}/first"), 1)
+    if shape.num_output > 1:
+        prompts = draw.prompts(shape, salt)
+        began = usage(engine.processes)
+        whole = engine.generate(prompts, shape.num_output)
+    end = usage(engine.processes)
     return Timing(
         shape=shape,
         wall_s=whole.wall_s,
         first_token_wall=first.wall_s,
         tokens=whole.tokens,
-        other_cores=other_cores(before, usage(engine.session)),
+        other_cores=other_cores(start, end),
+        ttft_s=whole.ttft_s,
+        cpu_s=spent_s(began, end),
     )
 
 

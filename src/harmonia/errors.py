@@ -121,4 +121,6 @@ _BY_CODE = {cls.code: cls for cls in _tree(HarmoniaError)}
 
 def from_code(code: str, message: str, details: dict[str, object] | None = None) -> HarmoniaError:
     """Rebuild the exception that `(code, message, details)` describes; unknown codes become `HarmoniaError`."""
-    return _BY_CODE.get(code, HarmoniaError)(message, **(details or {}))
+    error = _BY_CODE.get(code, HarmoniaError)(message)
+    error.details = dict(details or {})
+    return error

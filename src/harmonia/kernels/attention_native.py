@@ -1,7 +1,7 @@
 """Attention over a paged cache on the CPU, compiled: keys and values are read once for all heads that share them.
 
 Shapes: T tokens of the batch, S sequences, H query heads, G key/value heads, D head size, N blocks, P tokens per block,
-M blocks of the longest sequence, C tokens of a tile of keys, R rows of an item: its queries in each head that shares keys.
+M blocks of the longest sequence, C keys of a tile, R rows of an item: its queries in each head that shares keys.
 
 The work is cut into items: a key/value head of some consecutive queries of one sequence. An item walks over tiles of 64
 keys with a running maximum and sum (Milakov and Gimelshein, 2018), so that nothing but its own sequence matters to it.

@@ -1,7 +1,7 @@
 """What compiled kernels are written with: memory by address, and what numba turns into slow instructions by itself.
 
-Addresses and sizes are plain integers, floating point is fp32 unless it says otherwise. A part in another file than its
-kernel is compiled into it: after a change here, delete `__pycache__/*.nbi`, which numba checks against the kernel's file only.
+Addresses and sizes are plain integers, floating point is fp32 unless it says otherwise. After a change in this file
+delete `__pycache__/*.nbi`: numba checks compiled kernels against their own file only.
 """
 
 from __future__ import annotations

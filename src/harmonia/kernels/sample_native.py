@@ -159,22 +159,27 @@ def _keep_between(bits_V: Any, low: int, high: int, few_V: Any) -> int:
 
 @part
 def _draw(weight_V: Any, floor: float, uniform: float) -> int:
-    """First token at which the running sum of what is kept passes `uniform` of the total."""
+    """First token at which the running sum of what is kept passes `uniform` of the total, found block by block."""
     size = len(weight_V)
     target = uniform * _total(weight_V, floor)
     before = float64(0)
-    last = 0
     for begin in range(0, size, _BLOCK):
-        inside = float64(0)
-        for v in range(begin, min(size, begin + _BLOCK)):
-            inside += float64(weight_V[v] if weight_V[v] >= floor else float32(0))
+        block_V = weight_V[begin : min(size, begin + _BLOCK)]
+        inside = _total(block_V, floor)
         if before + inside > target:
-            for v in range(begin, min(size, begin + _BLOCK)):
-                if weight_V[v] >= floor and weight_V[v] > 0:
-                    last = v
-                    before += float64(weight_V[v])
-                    if before > target:
-                        return v
-            return last
+            return begin + _first_beyond(block_V, floor, target - before)
         before += inside
     return _first_equal(weight_V, float32(1))
+
+
+@part
+def _first_beyond(block_V: Any, floor: float, target: float) -> int:
+    """Sums in another order may end a hair below the target: then it is the last token that is kept."""
+    running, last = float64(0), 0
+    for v in range(len(block_V)):
+        if block_V[v] >= floor and block_V[v] > 0:
+            last = v
+            running += float64(block_V[v])
+            if running > target:
+                break
+    return last

@@ -1,3 +1,5 @@
+"""Paged attention: the compiled version against the plain one."""
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st

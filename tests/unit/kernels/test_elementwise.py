@@ -1,3 +1,5 @@
+"""Norms, activations and rotary embeddings: the compiled versions against the plain ones."""
+
 import pytest
 import torch
 from hypothesis import given

@@ -1,3 +1,5 @@
+"""Products with packed and 8-bit weights against the plain product."""
+
 import pytest
 import torch
 from hypothesis import given

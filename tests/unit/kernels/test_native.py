@@ -1,3 +1,5 @@
+"""How compiled kernels are run."""
+
 import subprocess
 import sys
 

@@ -1,3 +1,5 @@
+"""Filters and draws against a plain reference; edits of logits; log-probabilities."""
+
 import hypothesis
 import numpy as np
 import pytest
