@@ -29,8 +29,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What one engine step may hold."""
 
     max_batch_tokens: int | None = None
-    """Tokens per step: one for each running sequence, the rest for chunks of prompts. None: 8192 on a GPU, 512 on a CPU,
-    where a longer chunk would stall the sequences that generate."""
+    """Tokens per step: one for each running sequence, the rest for chunks of prompts. None: 8192 on a GPU, and 512 on a
+    CPU, where a longer chunk would stall the sequences that generate."""
     max_running: int = 256
     """Sequences that may generate at once."""
     max_queue: int = 4096

@@ -128,7 +128,8 @@ class Device(asyncio.Protocol):
         for future in (self.ready, *self._replies.values()):
             if not future.done():
                 future.set_exception(error)
-        self.ready.exception()  # somebody may never ask
+        if not self.ready.cancelled():
+            self.ready.exception()  # somebody may never ask
 
     def _take(self, event: Event) -> None:
         match event:
