@@ -17,6 +17,7 @@ from benchmarks.engines import EngineSpec
 from benchmarks.errors import BenchmarkError
 from benchmarks.peers.channel import Job
 from benchmarks.work import Draw, Generation, Shape
+from harmonia.engine.environment import compute_environment
 
 # The room that an engine is given does not shrink with the work: its tuning must not follow one shape.
 MIN_SEQUENCES = 64
@@ -190,6 +191,8 @@ def environment(spec: EngineSpec, caches: str | None) -> dict[str, str]:
     root = str(Path(__file__).parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(spec.threads)}
+    if spec.name == "harmonia":
+        environment = compute_environment(environment, spec.threads)
     if caches is not None:
         environment |= {name: str(Path(caches, name)) for name in CACHE_VARIABLES}
     return environment

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from harmonia.config import WorkerConfig
+from harmonia.engine.environment import compute_environment
 from harmonia.engine.requests import SequenceError, SequenceOutput
 from harmonia.errors import WorkerLostError, from_code
 from harmonia.protocol.messages import JsonObject
@@ -62,7 +63,7 @@ class Device(asyncio.Protocol):
                 [*command, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env=_environment(config),
+                env=compute_environment(os.environ, config.engine.num_threads),
             )
         loop = asyncio.get_running_loop()
         _, device = await loop.create_unix_connection(lambda: Device(process), sock=ours)
@@ -150,15 +151,3 @@ class Device(asyncio.Protocol):
             future.set_exception(from_code(error.code, error.message, error.details))
         else:
             future.set_result(value)
-
-
-def _environment(config: WorkerConfig) -> dict[str, str]:
-    """The child's environment; OpenMP reads it once, when it is loaded."""
-    environment = dict(os.environ)
-    if config.engine.num_threads is not None:
-        environment["OMP_NUM_THREADS"] = str(config.engine.num_threads)
-    if "OMP_WAIT_POLICY" not in environment:
-        # By default a thread that is done spins for milliseconds, perhaps on the core that the slow one needs.
-        # SmolLM2-135M, n=8, 2 cores: 10 tokens/s beside another busy process by default, 70 with this; 303 alone, both.
-        environment.setdefault("GOMP_SPINCOUNT", "10000")
-    return environment
