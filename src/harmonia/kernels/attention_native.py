@@ -177,15 +177,16 @@ def _item(arguments: int, thread: int, sequence: int, query: int, count: int, po
     for tile in range(first_key // _TILE * _TILE, stop_key, _TILE):
         keys_in_tile = min(_TILE, stop_key - tile)
         if num_rows < _MIN_ROWS_TO_TRANSPOSE:
-            _prefetch_tile(arguments, sequence, kv_head, tile + _TILE, min(_TILE, stop_key - tile - _TILE))
             for row in range(0, num_rows, 4):
                 rows = min(4, num_rows - row)
                 _scores_in_place(
-                    arguments, sequence, kv_head, tile, keys_in_tile, queries + 4 * row * size, rows, scores
+                    arguments, sequence, kv_head, tile, keys_in_tile, stop_key, queries + 4 * row * size, rows, scores
                 )
                 _mask(scores, position - tile, row, rows, sharing, window)
                 _fold(scores, row, rows, largest_R, total_R, sums + 4 * row * size, size)
-                _add_values_in_place(arguments, sequence, kv_head, tile, keys_in_tile, scores, sums + 4 * row * size)
+                _add_values_in_place(
+                    arguments, sequence, kv_head, tile, keys_in_tile, stop_key, scores, sums + 4 * row * size
+                )
         else:
             _load_tile(arguments, scratch, sequence, kv_head, tile, keys_in_tile)
             # Rows whose query comes before the tile see nothing of it.
@@ -229,27 +230,34 @@ def _load_tile(arguments: int, scratch: int, sequence: int, kv_head: int, tile: 
 
 
 @part
-def _prefetch_tile(arguments: int, sequence: int, kv_head: int, tile: int, count: int) -> None:
+def _prefetch_ahead(arguments: int, sequence: int, kv_head: int, cache: int, key: int, count: int, stop: int) -> None:
+    """Ask for keys or values of the tile after this one, which may be the first of the next item."""
     numbers = int64s(arguments, 16)
-    stride, size = 4 * numbers[12] * numbers[13], numbers[13]
-    done = 0
-    while done < count:
-        offset, run = _run(arguments, sequence, kv_head, tile + done, tile + count)
+    lens, sequences, kv_heads, size, window = numbers[5], numbers[10], numbers[12], numbers[13], numbers[15]
+    ahead = key + _TILE
+    if ahead >= stop:
+        sequence += (kv_head + 1) // kv_heads
+        kv_head = (kv_head + 1) % kv_heads
+        if sequence == sequences:
+            return
+        stop = int64s(lens + 8 * sequences, sequences)[sequence]
+        ahead = key % _TILE + (0 if window == 0 else max(0, stop - window) // _TILE * _TILE)
+    if ahead < stop:
+        offset, run = _run(arguments, sequence, kv_head, ahead, min(stop, ahead + count))
         for c in range(run):
-            prefetch(numbers[2] + offset + c * stride, 4 * size)
-            prefetch(numbers[3] + offset + c * stride, 4 * size)
-        done += run
+            prefetch(cache + offset + c * 4 * kv_heads * size, 4 * size)
 
 
 @part
 def _scores_in_place(
-    arguments: int, sequence: int, kv_head: int, tile: int, count: int, queries: int, rows: int, scores: int
+    arguments: int, sequence: int, kv_head: int, tile: int, count: int, stop: int, queries: int, rows: int, scores: int
 ) -> None:
     numbers = int64s(arguments, 16)
     stride, size = 4 * numbers[12] * numbers[13], numbers[13]
     done = 0
     while done < count:
         offset, run = _run(arguments, sequence, kv_head, tile + done, tile + count)
+        _prefetch_ahead(arguments, sequence, kv_head, numbers[2], tile + done, run, stop)
         for row in range(rows):
             q_D, scores_C = float32s(queries + 4 * row * size, size), float32s(scores + 4 * (row * _TILE + done), run)
             _products(q_D, numbers[2] + offset, stride, scores_C)
@@ -258,13 +266,14 @@ def _scores_in_place(
 
 @part
 def _add_values_in_place(
-    arguments: int, sequence: int, kv_head: int, tile: int, count: int, weights: int, sums: int
+    arguments: int, sequence: int, kv_head: int, tile: int, count: int, stop: int, weights: int, sums: int
 ) -> None:
     numbers = int64s(arguments, 16)
     stride, size = 4 * numbers[12] * numbers[13], numbers[13]
     done = 0
     while done < count:
         offset, run = _run(arguments, sequence, kv_head, tile + done, tile + count)
+        _prefetch_ahead(arguments, sequence, kv_head, numbers[3], tile + done, run, stop)
         _add_values(weights + 4 * done, numbers[3] + offset, stride, sums, size, run)
         done += run
 
@@ -320,16 +329,16 @@ def _products(q_D: Any, keys: int, stride: int, scores_C: Any) -> None:
 def _scores_of_tile(queries: int, keys: int, scores: int, size: int) -> None:
     """4 rows of queries with transposed keys."""
     _fill(float32s(scores, 4 * _TILE), float32(0))
-    add_product_4_rows_64_columns(queries, 4 * size, keys, 4 * _TILE, scores, 4 * _TILE, size)
+    add_product_4_rows_64_columns(queries, 4 * size, keys, 4 * _TILE, scores, 4 * _TILE, size, 0)
 
 
 @part
 def _add_values(weights: int, values: int, stride: int, sums: int, size: int, count: int) -> None:
     wide = size // 64 * 64
     for d in range(0, wide, 64):
-        add_product_4_rows_64_columns(weights, 4 * _TILE, values + 4 * d, stride, sums + 4 * d, 4 * size, count)
+        add_product_4_rows_64_columns(weights, 4 * _TILE, values + 4 * d, stride, sums + 4 * d, 4 * size, count, 0)
     for d in range(wide, size, 16):
-        add_product_4_rows_16_columns(weights, 4 * _TILE, values + 4 * d, stride, sums + 4 * d, 4 * size, count)
+        add_product_4_rows_16_columns(weights, 4 * _TILE, values + 4 * d, stride, sums + 4 * d, 4 * size, count, 0)
 
 
 @part

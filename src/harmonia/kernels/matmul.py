@@ -15,13 +15,27 @@ from torch.nn import functional as F
 
 from harmonia.kernels import native
 from harmonia.kernels.native import Impl, kernel
-from harmonia.kernels.native_code import float32, float32s, int8s, int64s, part, prefetch, share
+from harmonia.kernels.native_code import (
+    add_product_1_row_64_columns_4_lines,
+    add_product_4_rows_64_columns_1_line,
+    add_product_4_rows_64_columns_2_lines,
+    add_product_4_rows_64_columns_4_lines,
+    float32,
+    float32s,
+    int8s,
+    int64s,
+    part,
+    prefetch,
+    share,
+)
 
 _WEIGHTS_PER_THREAD = 32_768
 # From here on writing the weights out in fp32 for oneDNN beats converting them inside the product.
 _INT8_MAX_TOKENS_IN_PLACE = 96
 _DEQUANTISED_BYTES = 8 << 20  # stays in the cache between being written and being read
 _PANEL = 64
+_BLOCK = 64
+_PANELS_MAX_TOKENS = 96  # beyond, oneDNN's own blocking wins
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 _ROW_BLOCK = 16  # one cache line of results
 
@@ -119,7 +133,11 @@ def matmul(x_TK: Tensor, weight: Weight, bias_N: Tensor | None = None, impl: Imp
             return F.linear(x_TK, weight.dense(), bias_N)
         if not weight.is_final:
             weight.pack()
-        return _onednn(x_TK, weight.weight_NK if weight.packed is None else weight.packed.opaque, bias_N)
+        if weight.packed is None:
+            return _onednn(x_TK, weight.weight_NK, bias_N)
+        if x_TK.shape[0] <= _PANELS_MAX_TOKENS:
+            return _matmul_panels(x_TK.contiguous(), weight.packed.panels_XKP, bias_N)
+        return _onednn(x_TK, weight.packed.opaque, bias_N)
     if fast:
         y_TN = _matmul_int8(x_TK.contiguous(), weight)
         return y_TN if bias_N is None else y_TN.add_(bias_N)
@@ -145,6 +163,69 @@ def _pack(weight_NK: Tensor) -> _Packed | None:
     samples = ((0, weight_NK[:_PANEL]), (-1, weight_NK[-_PANEL:]))
     same = all(torch.equal(panels_XKP[panel].T, rows_NK) for panel, rows_NK in samples)
     return _Packed(opaque, panels_XKP) if same else None
+
+
+def _matmul_panels(x_TK: Tensor, panels_XKP: Tensor, bias_N: Tensor | None) -> Tensor:
+    num_tokens, num_in = x_TK.shape
+    num_panels = panels_XKP.shape[0]
+    rows = num_tokens if num_tokens <= 1 else -(-num_tokens // 4) * 4
+    if rows != num_tokens:
+        x_TK = F.pad(x_TK, (0, 0, 0, rows - num_tokens))
+    y_TN = x_TK.new_empty(rows, num_panels * _PANEL)
+    threads = native.threads_for(panels_XKP.numel(), _WEIGHTS_PER_THREAD)
+    bias = 0 if bias_N is None else bias_N.data_ptr()
+    addresses = y_TN.data_ptr(), x_TK.data_ptr(), panels_XKP.data_ptr(), bias
+    _panel_linear.run(threads, *addresses, rows, num_panels, num_in)
+    return y_TN[:num_tokens]
+
+
+@kernel("qqqqqqq")
+def _panel_linear(arguments: int, thread: int, num_threads: int) -> None:
+    """Blocks of 64 input features of a panel, 16 kB, with 4 tokens at a time.
+
+    While a block is used the next one is fetched, a part with each 4 tokens: the processor computes and waits for memory
+    at the same time, which oneDNN and a plain prefetch do not reach (32 tokens: 22 ms where they take 29 and 26).
+    """
+    y, x, panels, bias, num_tokens, num_panels, num_in = int64s(arguments, 7)
+    num_out = num_panels * _PANEL
+    first, stop = share(num_panels, thread, num_threads)
+    for panel in range(first, stop):
+        y_panel = y + 4 * panel * _PANEL
+        for token in range(num_tokens):
+            _begin(bias + 4 * panel * _PANEL if bias != 0 else 0, float32s(y_panel + 4 * token * num_out, _PANEL))
+        for k in range(0, num_in, _BLOCK):
+            block, steps = panels + 4 * _PANEL * (panel * num_in + k), min(_BLOCK, num_in - k)
+            _add_block(y_panel, x + 4 * k, block, num_tokens, num_out, num_in, steps)
+
+
+@part
+def _begin(bias: int, y_P: Any) -> None:
+    for p in range(_PANEL):
+        y_P[p] = 0
+    if bias != 0:
+        bias_P = float32s(bias, _PANEL)
+        for p in range(_PANEL):
+            y_P[p] = bias_P[p]
+
+
+@part
+def _add_block(y: int, x: int, block: int, num_tokens: int, num_out: int, num_in: int, steps: int) -> None:
+    ahead, size = block + 4 * _PANEL * _BLOCK, 4 * _PANEL * steps
+    x_stride, y_stride, stride = 4 * num_in, 4 * num_out, 4 * _PANEL
+    if num_tokens == 1:
+        add_product_1_row_64_columns_4_lines(x, x_stride, block, stride, y, y_stride, steps, ahead)
+    elif num_tokens == 4:
+        add_product_4_rows_64_columns_4_lines(x, x_stride, block, stride, y, y_stride, steps, ahead)
+    elif num_tokens < 16:
+        for token in range(0, num_tokens, 4):
+            fetched = ahead + token // 4 * size // 2 if token < 8 else block  # what is there costs nothing
+            x_rows, y_rows = x + token * x_stride, y + token * y_stride
+            add_product_4_rows_64_columns_2_lines(x_rows, x_stride, block, stride, y_rows, y_stride, steps, fetched)
+    else:
+        for token in range(0, num_tokens, 4):
+            fetched = ahead + token // 4 * size // 4 if token < 16 else block
+            x_rows, y_rows = x + token * x_stride, y + token * y_stride
+            add_product_4_rows_64_columns_1_line(x_rows, x_stride, block, stride, y_rows, y_stride, steps, fetched)
 
 
 def _matmul_int8(x_TK: Tensor, weight: Int8Weight) -> Tensor:
