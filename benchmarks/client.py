@@ -23,9 +23,8 @@ class Answer(asyncio.Protocol):
         self._request = request
         self._received = bytearray()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.WriteTransport) -> None:  # type: ignore[override]
         """Send the request."""
-        assert isinstance(transport, asyncio.WriteTransport)
         transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
@@ -60,7 +59,8 @@ def generate(port: int, model: str, prompts: Sequence[list[int]], num_output: in
 def completion_request(model: str, prompt: list[int], num_output: int) -> bytes:
     """Return a whole HTTP request."""
     body = {
-        "model": model, "prompt": prompt, "max_tokens": num_output, "temperature": 0, "ignore_eos": True, "stream": True,
+        "model": model, "prompt": prompt, "max_tokens": num_output,
+        "temperature": 0, "ignore_eos": True, "stream": True,
     }  # fmt: skip
     payload = json.dumps(body).encode()
     head = (

@@ -27,6 +27,7 @@ from harmonia.kernels.rope import apply_rope
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_SIZE, INNER, VOCABULARY = 30, 576, 9, 3, 64, 1536, 49152
 BLOCK = 16
+PUBLISHED_TYPE = torch.bfloat16  # of the model's weights, which then count as fp32
 QKV = (HEADS + 2 * KV_HEADS) * HEAD_SIZE
 
 
@@ -79,7 +80,7 @@ def random_weight(num_out: int, num_in: int, *, int8: bool) -> Weight:
     weight: Weight = (
         Int8Weight.empty(num_out, num_in, device) if int8 else DenseWeight.empty(num_out, num_in, torch.float32, device)
     )
-    weight.fill(0, torch.randn(num_out, num_in) * num_in**-0.5)
+    weight.fill(0, (torch.randn(num_out, num_in) * num_in**-0.5).to(PUBLISHED_TYPE))
     return weight
 
 

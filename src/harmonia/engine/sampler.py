@@ -15,6 +15,8 @@ from harmonia.protocol.sampling import SamplingParams
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_COLDEST = 1e-5
+"""Colder is greedy: dividing logits by less overflows fp32, and the best token is all but certain anyway."""
 
 
 class Sampler:
@@ -30,9 +32,10 @@ class Sampler:
 
     def _tensors(self, rows: tuple[Work, ...]) -> SamplingTensors:
         params = [work.sequence.sampling for work in rows]
-        random = any(settings.temperature for settings in params)
+        temperatures = [settings.temperature if settings.temperature >= _COLDEST else 0.0 for settings in params]
+        random = any(temperatures)
         return SamplingTensors(
-            temperature_R=self._floats([settings.temperature for settings in params]) if random else None,
+            temperature_R=self._floats(temperatures) if random else None,
             uniform_R=self._uniform(rows) if random else None,
             top_k_R=self._top_k(params) if random else None,
             top_p_R=self._optional([settings.top_p for settings in params], 1.0) if random else None,

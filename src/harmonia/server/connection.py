@@ -1,4 +1,4 @@
-"""A connection with limits: it sends a whole request in time, and there are not too many of it."""
+"""A connection with limits: it sends a whole request in time, its head is short, and there are not too many of it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from harmonia.errors import UnavailableError
+from harmonia.errors import HarmoniaError, InvalidRequestError, UnavailableError
 from harmonia.server.rest.errors import body_of
+
+MAX_HEAD_BYTES = 65_536
+"""Request line and headers; the parser would collect them without end."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -18,12 +21,15 @@ class BoundedProtocol(HttpToolsProtocol):
     max_connections: ClassVar[int] = 16_384
 
     _timer: asyncio.TimerHandle | None = None
+    _head_bytes: int | None = None
+    """Of the head that is being read."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take in a connection, or turn it away."""
         super().connection_made(transport)
         if len(self.connections) > self.max_connections:
-            transport.write(_refusal(self.max_connections))
+            error = UnavailableError(f"{self.max_connections} connections are open already")
+            transport.write(_refusal(b"503 Service Unavailable\r\nretry-after: 1", error))
             transport.close()
         else:
             self._start_timer()
@@ -33,10 +39,27 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_timer()
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        """Read on, unless a head does not end."""
+        super().data_received(data)
+        if self._head_bytes is None or self.transport.is_closing():
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            error = InvalidRequestError(f"the headers exceed {MAX_HEAD_BYTES} bytes; send fewer or shorter ones")
+            self.transport.write(_refusal(b"431 Request Header Fields Too Large", error))
+            self.transport.close()
+
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
+        self._head_bytes = 0
         self._start_timer()
+
+    def on_headers_complete(self) -> None:
+        """Its body follows."""
+        self._head_bytes = None
+        super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """It is here as a whole."""
@@ -65,7 +88,7 @@ def bounded(header_timeout_s: float, max_connections: int) -> type[BoundedProtoc
     )
 
 
-def _refusal(max_connections: int) -> bytes:
-    body = body_of(UnavailableError(f"{max_connections} connections are open already"))
-    head = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n"
+def _refusal(status: bytes, error: HarmoniaError) -> bytes:
+    body = body_of(error)
+    head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\n" % status
     return head + b"connection: close\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)

@@ -15,10 +15,14 @@ from harmonia.worker.tools import ToolParser
 class AnswerText:
     """Tokens to text, cut at stop strings, with tool calls taken out."""
 
-    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str], tools: ToolParser | None) -> None:
+    def __init__(
+        self, detokenizer: Detokenizer, stops: Sequence[str], tools: ToolParser | None, min_tokens: int = 0
+    ) -> None:
+        """min_tokens: the text of that many tokens is not searched for stop strings."""
         self._detokenizer = detokenizer
         self._scanner = StopScanner(stops)
         self._tools = tools
+        self._num_unstoppable = min_tokens
 
     @property
     def stopped(self) -> bool:
@@ -32,7 +36,11 @@ class AnswerText:
 
     def push(self, token_id: int) -> str:
         """The text that this token adds."""
-        text = self._scanner.push(self._detokenizer.push(token_id))
+        text = self._detokenizer.push(token_id)
+        if self._num_unstoppable:
+            self._num_unstoppable -= 1
+        else:
+            text = self._scanner.push(text)
         return self._tools.push(text) if self._tools is not None else text
 
     def flush(self) -> str:

@@ -207,7 +207,7 @@ class Intake:
             strip_space=self._drops_first_space and ids[-1] in self._tokenizer.special_ids,
             shown=self._shown if request.parse_tools else None,
         )
-        text = AnswerText(detokenizer, request.sampling.stop, tools)
+        text = AnswerText(detokenizer, request.sampling.stop, tools, request.sampling.min_tokens)
         return Answer(index, text, grammar.start() if grammar else None, self._table)
 
     def _engine_sampling(self, sampling: SamplingParams, index: int, room: int) -> SamplingParams:

@@ -121,6 +121,15 @@ def test_a_seed_gives_the_same_tokens_in_any_company(make_engine: MakeEngine) ->
     assert tokens_of(drain(crowd)[3]) == expected
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-40])
+def test_a_temperature_too_small_for_fp32_is_greedy(
+    make_engine: MakeEngine, reference: Reference, temperature: float
+) -> None:
+    engine = make_engine()
+    engine.add(request(sampling={"temperature": temperature}))
+    assert tokens_of(drain(engine)[0]) == reference.generate(PROMPT, 8)
+
+
 def test_embeddings_are_normalised_last_states(make_engine: MakeEngine) -> None:
     engine = make_engine(max_batch_tokens=4)
     engine.add(request(embed=True))
@@ -202,6 +211,7 @@ def test_a_long_prompt_is_not_overtaken_for_ever(make_engine: MakeEngine) -> Non
         ({"sampling": {"temperature": -1.0}}, InvalidRequestError, "temperature"),
         ({"sampling": {"temperature": float("nan")}}, InvalidRequestError, "temperature"),
         ({"sampling": {"top_p": 0.0}}, InvalidRequestError, "top_p"),
+        ({"sampling": {"repetition_penalty": 1e-40}}, InvalidRequestError, "repetition_penalty"),
         ({"sampling": {"logit_bias": {VOCAB: 1.0}}}, InvalidRequestError, "logit_bias"),
         ({"sampling": {"max_tokens": 0}}, InvalidRequestError, "max_tokens"),
         ({"sampling": {"logprobs": 21}}, InvalidRequestError, "logprobs"),

@@ -35,24 +35,24 @@ def kept(logits_V: torch.Tensor, temperature: float, top_k: int, top_p: float, m
 
 
 @IMPLS
-@hypothesis.settings(max_examples=40)
+@hypothesis.settings(max_examples=25)
 @given(
     st.integers(2, 700), st.sampled_from((0.3, 1.0, 2.0)), st.sampled_from((0, 1, 3, 40, 700)),
     st.sampled_from((0.1, 0.5, 0.95, 1.0)), st.sampled_from((0.0, 0.02, 0.5)), st.integers(0, 1000),
 )  # fmt: skip
 def test_filters_agree_with_a_plain_reference(impl, size, temperature, top_k, top_p, min_p, seed):
     torch.manual_seed(seed)
-    logits_V, uniform_R = 3 * torch.randn(size), torch.arange(200) / 200
+    logits_V, uniform_R = 3 * torch.randn(size), torch.arange(64) / 64
     settings = settings_of(
-        200, uniform_R, temperature=temperature, top_k=min(top_k or size, size), top_p=top_p, min_p=min_p
+        64, uniform_R, temperature=temperature, top_k=min(top_k or size, size), top_p=top_p, min_p=min_p
     )
-    drawn = set(sample(logits_V.expand(200, -1), settings, impl).tolist())
+    drawn = set(sample(logits_V.expand(64, -1), settings, impl).tolist())
     # Half a hair to either side: the reference sums in another order.
     assert drawn <= kept(logits_V, temperature, top_k, top_p + 1e-5, min_p * 0.9999)
     certain = kept(logits_V, temperature, top_k, top_p - 1e-5, min_p * 1.0001)
     probs_V = torch.softmax(logits_V / temperature, 0)
     total = sum(float(probs_V[token]) for token in certain)
-    assert {token for token in certain if probs_V[token] > total / 99} <= drawn
+    assert {token for token in certain if probs_V[token] > total / 31} <= drawn
 
 
 @IMPLS

@@ -137,6 +137,14 @@ async def test_named_call_is_the_arguments_alone(served: Served) -> None:
     assert answer["message"]["tool_calls"][0]["function"]["arguments"] == '{"city": "Rome"}'
 
 
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "now"}}])
+async def test_a_function_without_parameters_is_called_without_arguments(served: Served, choice: str | dict) -> None:
+    await served.chat(tools=[{"type": "function", "function": {"name": "now"}}], tool_choice=choice)
+    schema = json.loads(served.worker.of(Generate)[0].constraint.source)
+    arguments = schema["anyOf"][0]["properties"]["arguments"] if "anyOf" in schema else schema
+    assert arguments == {"type": "object", "properties": {}, "additionalProperties": False}
+
+
 async def test_tool_switches_of_the_seed_system(served: Served) -> None:
     assert (await served.chat(tools=[{"id": "search", "enabled": False}])).status_code == 200
     refused = await served.chat(tools=[{"id": "search", "enabled": True}])

@@ -9,6 +9,7 @@ import pytest
 from harmonia.config.server import HttpServer, ServerConfig
 from harmonia.protocol.fleet import WorkerState
 from harmonia.protocol.messages import Cancel, Failed
+from harmonia.server.connection import MAX_HEAD_BYTES
 from tests.unit.server.conftest import Serve, Served
 from tests.unit.server.scripted import Script
 
@@ -131,7 +132,8 @@ async def test_first_byte_timeout_names_its_variable_and_cancels(serve: Serve) -
 async def test_running_stream_outlives_the_timeout(serve: Serve) -> None:
     async with serve(ServerConfig(server=HttpServer(timeout_seconds=0.2, shutdown_grace_seconds=0.1))) as served:
         served.worker.script = Script(hang_after=1)
-        async with served.http.stream("POST", "/v1/chat/completions", content=CHAT + ', "stream": true}') as response:
+        body = {**json.loads(CHAT + "}"), "stream": True}
+        async with served.http.stream("POST", "/v1/chat/completions", json=body) as response:
             lines = response.aiter_lines()
             assert "Paris" in await anext(lines)
             await asyncio.sleep(0.4)
@@ -146,7 +148,8 @@ async def test_departed_client_cancels_its_work(served: Served, stream: bool) ->
     served.worker.script = Script(hang_after=1)
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     body = (CHAT + (', "stream": true}' if stream else "}")).encode()
-    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    writer.write(head + b"content-length: %d\r\n\r\n%s" % (len(body), body))
     if stream:
         await reader.readuntil(b"Paris")
     else:
@@ -160,6 +163,25 @@ async def test_large_body_is_413(serve: Serve) -> None:
         response = await served.chat(user="x" * 2000)
         assert response.status_code == 413
         assert error(response)["code"] == "body_too_large"
+
+
+@pytest.mark.parametrize("media_type", [None, "text/plain", "application/x-www-form-urlencoded"])
+async def test_what_any_web_page_may_send_is_415(served: Served, media_type: str | None) -> None:
+    headers = {"content-type": media_type} if media_type else {}
+    response = await served.http.post("/v1/chat/completions", content=CHAT + "}", headers=headers)
+    assert response.status_code == 415
+    assert "application/json" in error(response)["message"]
+    headers = {"content-type": "Application/JSON; charset=utf-8"}
+    assert (await served.http.post("/v1/chat/completions", content=CHAT + "}", headers=headers)).status_code == 200
+
+
+async def test_endless_headers_are_431(served: Served) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    head = b"GET /health HTTP/1.1\r\nx: "
+    writer.write(head + b"a" * (MAX_HEAD_BYTES + 1 - len(head)))
+    answer = await asyncio.wait_for(reader.read(), 2)
+    assert answer.startswith(b"HTTP/1.1 431")
+    writer.close()
 
 
 async def test_loading_is_503_with_a_time_to_come_back(serve: Serve) -> None:

@@ -104,6 +104,14 @@ async def test_stop_string_drops_the_sequence_and_ignores_the_rest(desk: Desk) -
     assert desk.got[-1].usage.completion_tokens == 6
 
 
+async def test_stop_strings_wait_for_min_tokens(desk: Desk) -> None:
+    (seq_id,) = await desk.generate(sampling=SamplingParams(stop=("END",), min_tokens=5))
+    desk.write(seq_id, "END, ENDEND and more")
+    assert desk.text == "END, "
+    assert isinstance(desk.got[-1], Finished)
+    assert desk.got[-1].usage.completion_tokens == 8
+
+
 async def test_incomplete_character_and_held_text_come_at_the_end(desk: Desk) -> None:
     (seq_id,) = await desk.generate(sampling=SamplingParams(stop=("END",)))
     desk.write(seq_id, "EN")

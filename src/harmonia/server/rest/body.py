@@ -10,7 +10,7 @@ import msgspec
 from fastapi import Request
 
 from harmonia.errors import InvalidRequestError
-from harmonia.server.rest.errors import BodyTooLargeError
+from harmonia.server.rest.errors import BodyTooLargeError, MediaTypeError
 
 MAX_DEPTH = 64
 """Nesting beyond this is no request that a person wrote, and would exhaust the stack of what comes after."""
@@ -25,6 +25,7 @@ _MISSING_FIELD = re.compile(r"missing required field `(.*?)`")
 
 async def read_body(request: Request, model: type[T], max_bytes: int) -> T:
     """The request's body as `model`, or an error that names the field at fault."""
+    _check_media_type(request)
     raw = await _read_bytes(request, max_bytes)
     if not raw:
         raise InvalidRequestError("the request has no body; send JSON")
@@ -37,6 +38,14 @@ async def read_body(request: Request, model: type[T], max_bytes: int) -> T:
         raise InvalidRequestError(f"the body is not UTF-8: {error.reason} at byte {error.start} of a string") from error
     except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidRequestError(f"the body is not JSON: {error}") from error
+
+
+def _check_media_type(request: Request) -> None:
+    """Any web page can make a browser send text or forms to this server; for JSON a browser asks first."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        got = repr(media_type) if media_type else "nothing"
+        raise MediaTypeError(f"send the header 'Content-Type: application/json', got {got}", field="content-type")
 
 
 async def _read_bytes(request: Request, max_bytes: int) -> bytes:

@@ -39,6 +39,12 @@ class BodyTooLargeError(InvalidRequestError):
     code = "body_too_large"
 
 
+class MediaTypeError(InvalidRequestError):
+    """The request body is not declared as JSON."""
+
+    code = "unsupported_media_type"
+
+
 class Kind(NamedTuple):
     """How one class of exceptions looks on the wire."""
 
@@ -49,6 +55,7 @@ class Kind(NamedTuple):
 
 _KINDS: dict[type[Exception], Kind] = {
     BodyTooLargeError: Kind(413, "invalid_request_error", "body_too_large"),
+    MediaTypeError: Kind(415, "invalid_request_error", "unsupported_media_type"),
     SequenceTooLongError: Kind(400, "invalid_request_error", "context_length_exceeded"),
     UnknownModelError: Kind(404, "invalid_request_error", "model_not_found"),
     AdapterLimitError: Kind(409, "invalid_request_error", "adapter_limit"),

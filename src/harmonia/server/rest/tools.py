@@ -79,7 +79,7 @@ def plan_tools(request: ChatRequest) -> ToolPlan:
         return ToolPlan(tools=shown, parse=True)
     if isinstance(choice, NamedToolChoice):
         function = _named(functions, choice.function.name)
-        constraint = Constraint(kind="json_schema", source=json.dumps(_parameters(function)))
+        constraint = Constraint(kind="json_schema", source=json.dumps(_arguments(function)))
         return ToolPlan(tools=shown, constraint=constraint, forced=ForcedCalls(function.name))
     constraint = Constraint(kind="json_schema", source=json.dumps(_any_call(functions)))
     return ToolPlan(tools=shown, constraint=constraint, forced=ForcedCalls(None))
@@ -115,11 +115,16 @@ def _parameters(function: FunctionDefinition) -> JsonObject:
     return function.parameters or {"type": "object", "properties": {}}
 
 
+def _arguments(function: FunctionDefinition) -> JsonObject:
+    """The schema of a forced call's arguments; OpenAI: without parameters there are none."""
+    return function.parameters or {"type": "object", "properties": {}, "additionalProperties": False}
+
+
 def _any_call(functions: list[FunctionDefinition]) -> JsonObject:
     definitions: JsonObject = {}
     calls = []
     for function in functions:
-        parameters = dict(_parameters(function))
+        parameters = dict(_arguments(function))
         # References count from the root of the whole schema, so definitions move there.
         for name, schema in parameters.pop("$defs", {}).items():
             if definitions.setdefault(name, schema) != schema:
