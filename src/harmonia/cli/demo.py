@@ -63,7 +63,9 @@ def demo(
     console = Console()
     try:
         path = model or bundled_model()
-        worker = worker_config(path, None, [], engine_config(precision=precision or _default_precision()), ServerConfig().max_ttft_ms)
+        worker = worker_config(
+            path, None, [], engine_config(precision=precision or _default_precision()), ServerConfig().max_ttft_ms
+        )
         running = _running(worker, port, console)
     except HarmoniaError as error:
         print_error(Console(stderr=True), error)
