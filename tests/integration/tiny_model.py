@@ -52,8 +52,8 @@ def make_model(folder: Path) -> Path:
 
 def make_adapter(folder: Path, seed: int = 1) -> Path:
     """Write an adapter that changes the model's answers."""
-    torch.manual_seed(seed)
     model = get_peft_model(_model(), LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj", "down_proj"]))
+    torch.manual_seed(seed)  # after the model, which sets its own
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)

@@ -15,6 +15,7 @@ from harmonia.config import EngineConfig
 from harmonia.engine.memory import Plan, make_plan
 from harmonia.engine.sequence import Instance
 from harmonia.errors import InvalidRequestError, UnknownModelError
+from harmonia.kernels import native
 from harmonia.kernels.attention import LayerCache
 from harmonia.layers.adapters import AdapterBank, AdapterTarget
 from harmonia.log import get_logger
@@ -60,6 +61,8 @@ class Backbone:
         torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
         started = time.monotonic()
         decoder = load_decoder(source.limited(plan.max_seq_len), plan.fmt, progress)
+        if plan.device == "cpu":
+            native.load_kernels()
         log.info("loaded %s in %.1f s: %s on %s", model, time.monotonic() - started, plan.precision, plan.device)
         return Backbone(key, decoder, plan)
 
@@ -75,6 +78,8 @@ class Backbone:
 
     def load_adapter(self, key: str, path: str) -> Instance:
         """Read a PEFT folder into a free slot."""
+        if not key.isprintable():
+            raise InvalidRequestError(f"model key {key!r} holds characters that cannot be printed", field="key")
         if key == self.base.key or key in self.adapters:
             raise InvalidRequestError(f"model key {key!r} is taken; unload it first or use another", field="key")
         adapter = read_adapter(path, max_rank=self.plan.config.max_adapter_rank)

@@ -180,7 +180,10 @@ def load_and_serve(sock: socket.socket, load: Load, on_hangup: Callable[[], None
     """
     line = DeviceEnd(sock)
     threading.Thread(target=watch_for_hangup, args=(sock, on_hangup), daemon=True).start()
-    start, *others = line.receive(None)
+    try:
+        start, *others = line.receive(None)
+    except (EOFError, ConnectionError):
+        return 0  # the I/O process found the model's files broken before this one had begun
     assert isinstance(start, Start) and not others
     config = start.config
     try:
@@ -188,7 +191,8 @@ def load_and_serve(sock: socket.socket, load: Load, on_hangup: Callable[[], None
         for adapter in config.adapters:
             engine.load_adapter(adapter.key, adapter.path)
     except HarmoniaError as error:
-        line.send(Fatal(SequenceError.of(error)))
+        with suppress(ConnectionError):  # the I/O process may have found it, too, and be gone
+            line.send(Fatal(SequenceError.of(error)))
         return 3
     line.send(Ready(_plain(engine.describe())))
     DeviceLoop(engine, line).run()

@@ -214,6 +214,13 @@ def test_loading_reports_ready_or_why_not() -> None:
             assert event == Ready({"family": "notes"})
 
 
+def test_an_io_process_that_is_gone_before_the_start_is_no_error() -> None:
+    ours, theirs = socket.socketpair()
+    ours.close()
+    with theirs:
+        assert load_and_serve(theirs, lambda *_: pytest.fail("nothing to load"), lambda: None) == 0
+
+
 def test_hangup_is_noticed_without_reading() -> None:
     ours, theirs = socket.socketpair()
     noticed = threading.Event()
