@@ -58,22 +58,11 @@ def compare(first: EngineSpec, second: EngineSpec, start: Start, pairs: int, mac
             engine.pause()
             engines.append(engine)
             told.append(loaded)
-        for timings in in_turn(engines, start, pairs):
+        for shape in start.shapes:
+            say(f"in turn: n={shape.n} input={shape.num_input} output={shape.num_output}")
+            warm_up_all(engines, shape, start.draw)
+            timings = [measure_pair(engines, shape, start, index) for index in range(pairs)]
             yield from compare_records(told[0], told[1], timings, machine)
-
-
-def in_turn(sides: Sequence[Side], start: Start, pairs: int) -> Iterator[list[Pair]]:
-    """Measure two paused sides, shape after shape."""
-    for shape in start.shapes:
-        say(f"in turn: n={shape.n} input={shape.num_input} output={shape.num_output}")
-        for side in sides:
-            with side.awake():
-                warm_up(side, shape, start.draw)
-        timings = []
-        for index in range(pairs):
-            wait_for_quiet(start.quiet_s)
-            timings.append(_pair(sides, shape, start.draw, index))
-        yield timings
 
 
 def compare_records(a: Loaded, b: Loaded, pairs: Sequence[Pair], machine: Record) -> Iterator[Record]:
@@ -97,11 +86,20 @@ def compare_records(a: Loaded, b: Loaded, pairs: Sequence[Pair], machine: Record
         }
 
 
-def _pair(sides: Sequence[Side], shape: Shape, draw: Draw, index: int) -> Pair:
+def warm_up_all(sides: Sequence[Side], shape: Shape, draw: Draw) -> None:
+    """Warm paused sides up, one after the other."""
+    for side in sides:
+        with side.awake():
+            warm_up(side, shape, draw)
+
+
+def measure_pair(sides: Sequence[Side], shape: Shape, start: Start, index: int) -> Pair:
+    """Measure two paused sides in turn, the timing of the first of them first."""
+    wait_for_quiet(start.quiet_s)
     # Who goes first changes from pair to pair, so that neither always has the warmer or the cooler machine.
     order = (0, 1) if index % 2 == 0 else (1, 0)
     timings = {}
     for i in order:
         with sides[i].awake():
-            timings[i] = measure(sides[i], shape, draw, f"pair {index}")
+            timings[i] = measure(sides[i], shape, start.draw, f"pair {index}")
     return timings[0], timings[1]

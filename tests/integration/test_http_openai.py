@@ -164,6 +164,11 @@ def test_broken_adapter_is_refused_and_named(http: httpx.Client, tmp_path: Path)
     assert str(tmp_path) in response.json()["error"]["message"]
 
 
+def test_an_adapter_key_that_no_path_can_name_is_refused(http: httpx.Client, tiny_adapters: tuple[Path, ...]) -> None:
+    response = http.post("/v1/adapters", json={"key": "a\nb", "path": str(tiny_adapters[0])})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "key")
+
+
 def test_metrics_count_what_happened(client: OpenAI, http: httpx.Client) -> None:
     client.chat.completions.create(messages=MESSAGES, **GREEDY)
     text = http.get("/metrics").text
