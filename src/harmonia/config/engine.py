@@ -31,6 +31,9 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_tokens: int | None = None
     """Tokens per step: one for each running sequence, the rest for chunks of prompts. None: 8192 on a GPU, and 512 on a
     CPU, where a longer chunk would stall the sequences that generate."""
+    max_prefill_tokens: int | None = None
+    """Prompt tokens per step while other sequences generate, so that a long prompt does not stall them. None: all that
+    the step holds on a GPU, and 256 on a CPU."""
     max_running: int = 256
     """Sequences that may generate at once."""
     max_queue: int = 4096

@@ -28,6 +28,7 @@ _CPU_CACHE_SHARE = 0.25
 _RUNTIME_BYTES = {"cpu": 350 << 20, "cuda": 1200 << 20}
 """Libraries, kernels and driver context beside what we allocate; see `benchmarks memory`."""
 _BATCH_TOKENS = {"cpu": 512, "cuda": 8192}
+_PREFILL_TOKENS = {"cpu": 256, "cuda": 8192}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -106,7 +107,10 @@ def make_plan(name: str, model: ModelConfig, config: EngineConfig) -> Plan:
     precision = _precision(config, device)
     fmt = _weight_format(device, precision)
     batch_tokens = config.scheduler.max_batch_tokens or _BATCH_TOKENS[device]
-    scheduler = msgspec.structs.replace(config.scheduler, max_batch_tokens=batch_tokens)
+    prefill_tokens = config.scheduler.max_prefill_tokens or min(batch_tokens, _PREFILL_TOKENS[device])
+    scheduler = msgspec.structs.replace(
+        config.scheduler, max_batch_tokens=batch_tokens, max_prefill_tokens=prefill_tokens
+    )
     wanted_len = _wanted_seq_len(model, config)
     fixed = _fixed_rows(model, config, scheduler, fmt)
     available = int(_free_bytes(device) * config.memory_fraction)

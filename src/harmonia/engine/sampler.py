@@ -11,10 +11,11 @@ from torch import Tensor
 
 from harmonia.engine.batch import Work
 from harmonia.kernels.sample import Penalties, SamplingTensors, sample
+from harmonia.kernels.splitmix import FACTORS, GOLDEN
 from harmonia.protocol.sampling import SamplingParams
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_GOLDEN = np.uint64(GOLDEN)
+_FACTORS = (np.uint64(FACTORS[0]), np.uint64(FACTORS[1]))
 _COLDEST = 1e-5
 """Colder is greedy: dividing logits by less overflows fp32, and the best token is all but certain anyway."""
 
@@ -36,7 +37,7 @@ class Sampler:
         random = any(temperatures)
         return SamplingTensors(
             temperature_R=self._floats(temperatures) if random else None,
-            uniform_R=self._uniform(rows) if random else None,
+            keys_R=self._keys(rows) if random else None,
             top_k_R=self._top_k(params) if random else None,
             top_p_R=self._optional([settings.top_p for settings in params], 1.0) if random else None,
             min_p_R=self._optional([settings.min_p for settings in params], 0.0) if random else None,
@@ -46,10 +47,10 @@ class Sampler:
             masks=self._masks(rows),
         )
 
-    def _uniform(self, rows: tuple[Work, ...]) -> Tensor:
+    def _keys(self, rows: tuple[Work, ...]) -> Tensor:
         seeds = np.array([work.sequence.seed & 0xFFFFFFFFFFFFFFFF for work in rows], dtype=np.uint64)
         places = np.array([_num_generated(work) for work in rows], dtype=np.uint64)
-        return self._put(uniform(seeds, places))
+        return self._put(draw_keys(seeds, places))
 
     def _top_k(self, params: list[SamplingParams]) -> Tensor | None:
         if not any(settings.top_k for settings in params):
@@ -118,17 +119,16 @@ class Sampler:
         return torch.from_numpy(array).to(self._device)
 
 
-def uniform(seeds: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """A number in [0, 1) for each (seed, place), by the mixing function of SplitMix64 (Steele et al., 2014)."""
+def draw_keys(seeds: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """A key of 64 random bits for each (seed, place), by the finalizer of SplitMix64."""
     with np.errstate(over="ignore"):
-        bits = _mix(_mix(seeds) + (places + np.uint64(1)) * _GOLDEN)
-    drawn: np.ndarray = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
-    return drawn
+        keys: np.ndarray = _mix(_mix(seeds) + (places + np.uint64(1)) * _GOLDEN)
+    return keys.view(np.int64)
 
 
 def _mix(bits: np.ndarray) -> np.ndarray:
-    bits = (bits ^ (bits >> np.uint64(30))) * _MIX[0]
-    bits = (bits ^ (bits >> np.uint64(27))) * _MIX[1]
+    bits = (bits ^ (bits >> np.uint64(30))) * _FACTORS[0]
+    bits = (bits ^ (bits >> np.uint64(27))) * _FACTORS[1]
     mixed: np.ndarray = bits ^ (bits >> np.uint64(31))
     return mixed
 

@@ -1,9 +1,9 @@
 """Who runs in the next step.
 
-One budget of tokens per step: first every sequence that generates gets one, then chunks of prompts, running ones
-before waiting ones, first come first served. When blocks run out, the newest running sequence is preempted; its blocks
-stay in the prefix index, so that coming back costs little. A request at the head of the queue that cannot start is
-overtaken for `max_bypass_s` at most.
+One budget of tokens per step: first every sequence that generates gets one, then chunks of prompts (a smaller share
+while something generates), running ones before waiting ones, first come first served. When blocks run out, the newest
+running sequence is preempted; its blocks stay in the prefix index, so that coming back costs little. A request at the
+head of the queue that cannot start is overtaken for `max_bypass_s` at most.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import bisect
 import heapq
 import time
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -45,7 +44,7 @@ class Scheduler:
         max_seq_len: int,
         prefix_caching: bool,
     ) -> None:
-        assert config.max_batch_tokens is not None, "the plan resolves it"
+        assert config.max_batch_tokens is not None and config.max_prefill_tokens is not None, "the plan resolves them"
         self.pool = pool
         self.sessions = sessions
         self.waiting: list[Sequence] = []
@@ -55,6 +54,7 @@ class Scheduler:
         self.num_prefix_hits = 0
         self._config = config
         self._budget = config.max_batch_tokens
+        self._prefill_budget = config.max_prefill_tokens
         self._prefix_caching = prefix_caching
         self._block_table = np.zeros((config.max_running, -(-max_seq_len // pool.block_size)), dtype=np.int32)
         self._free_slots = list(range(config.max_running - 1, -1, -1))
@@ -117,18 +117,26 @@ class Scheduler:
 
     def schedule(self) -> Batch | None:
         """The next step's batch, or None when nothing can run."""
-        budget = self._budget
+        ready = [sequence for sequence in self.running if not sequence.is_blocked]
+        work = self._continue_each([item for item in ready if item.num_remaining == 1], self._budget)
+        # While others generate, a long prompt must not stall them.
+        budget = min(self._budget - len(work), self._prefill_budget) if work else self._budget
+        prefills = self._continue_each([item for item in ready if item.num_remaining > 1], budget)
+        budget -= sum(item.count for item in prefills)
+        work = [item for item in work + prefills if self._still_holds(item)]
+        self._admit(work, budget)
+        return build_batch(work, self._block_table, self.pool.block_size) if work else None
+
+    def _continue_each(self, sequences: list[Sequence], budget: int) -> list[Work]:
         work: list[Work] = []
-        for sequence in self._by_phase():
+        for sequence in sequences:
             if budget == 0:
                 break
             item = self._continue(sequence, budget)
             if item is not None:
                 work.append(item)
                 budget -= item.count
-        work = [item for item in work if self._still_holds(item)]
-        self._admit(work, budget)
-        return build_batch(work, self._block_table, self.pool.block_size) if work else None
+        return work
 
     @staticmethod
     def _still_holds(item: Work) -> bool:
@@ -137,11 +145,6 @@ class Scheduler:
             return True
         item.sequence.num_sampling -= item.samples
         return False
-
-    def _by_phase(self) -> Iterator[Sequence]:
-        ready = [sequence for sequence in self.running if not sequence.is_blocked]
-        yield from (sequence for sequence in ready if sequence.num_remaining == 1)
-        yield from (sequence for sequence in ready if sequence.num_remaining > 1)
 
     def _continue(self, sequence: Sequence, budget: int) -> Work | None:
         if sequence.state is not State.RUNNING:

@@ -22,6 +22,7 @@ intrinsic: Any = numba.extending.intrinsic
 float32: Any = numba.float32
 float64: Any = numba.float64
 int32: Any = numba.int32
+uint64: Any = numba.uint64
 _pointer_to: Any = types.CPointer
 _code: Any = cgutils
 _carray: Any = vars(numba)["carray"]

@@ -1,8 +1,10 @@
 """Choosing the next token of each row.
 
-Every row brings one uniform number that depends on its seed and position alone, and takes the token at which the
-cumulative probability of what its filters left passes that number. So a draw does not depend on the rest of the batch.
-Shapes: R rows, V vocabulary, B entries per bucket of the vocabulary, W words of 32 bits.
+Every token of the vocabulary draws a waiting time from a hash of the row's key and its own id, and the token whose
+time divided by its probability is least wins: an exponential race, which draws from exactly the given distribution. A
+row's key depends on its seed and position alone, so the draw does not depend on the rest of the batch; and rounding
+noise in a logit changes it only if it changes the order of the two fastest.
+Shapes: R rows, V vocabulary, W words of 32 bits.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ from torch.nn import functional as F
 from harmonia.kernels import native
 from harmonia.kernels.native import Impl
 from harmonia.kernels.sample_native import draw_native
+from harmonia.kernels.splitmix import FACTORS, GOLDEN, signed
 
-_BUCKET = 256
 _BITS = 32
+_GOLDEN = signed(GOLDEN)
+_FACTORS = (signed(FACTORS[0]), signed(FACTORS[1]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +46,8 @@ class SamplingTensors:
 
     temperature_R: Tensor | None = None
     """float32, 0 is greedy; None: every row is."""
-    uniform_R: Tensor | None = None
-    """float32 in [0, 1)."""
+    keys_R: Tensor | None = None
+    """int64, all bits random: one for each draw."""
     top_k_R: Tensor | None = None
     """int64, the vocabulary's size for rows without."""
     top_p_R: Tensor | None = None
@@ -62,15 +66,15 @@ def sample(logits_RV: Tensor, params: SamplingTensors, impl: Impl = "auto") -> T
     logits_RV = _edit(logits_RV, params)
     if params.temperature_R is None:
         return logits_RV.argmax(dim=-1)
-    assert params.uniform_R is not None, "rows that sample bring their uniform numbers"
+    assert params.keys_R is not None, "rows that sample bring their keys"
     if impl == "native" or (impl == "auto" and native.usable(logits_RV)):
         filters = params.top_k_R, params.top_p_R, params.min_p_R
-        return draw_native(logits_RV, params.temperature_R, params.uniform_R, *filters)
+        return draw_native(logits_RV, params.temperature_R, params.keys_R, *filters)
     greedy_R = logits_RV.argmax(dim=-1)
     is_greedy_R = params.temperature_R == 0
     temperature_R1 = torch.where(is_greedy_R, 1.0, params.temperature_R)[:, None]
     probs_RV = _filter(torch.softmax(logits_RV / temperature_R1, dim=-1), params)
-    return torch.where(is_greedy_R, greedy_R, _inverse_cdf(probs_RV, params.uniform_R))
+    return torch.where(is_greedy_R, greedy_R, _race(probs_RV, params.keys_R))
 
 
 def _edit(logits_RV: Tensor, params: SamplingTensors) -> Tensor:
@@ -125,19 +129,21 @@ def _filter(probs_RV: Tensor, params: SamplingTensors) -> Tensor:
     return probs_RV
 
 
-def _inverse_cdf(probs_RV: Tensor, uniform_R: Tensor) -> Tensor:
-    """First token at which the running sum passes `uniform` of the total, found bucket by bucket.
+def _race(probs_RV: Tensor, keys_R: Tensor) -> Tensor:
+    """The token that is first when each arrives after a waiting time of this rate."""
+    tokens_V = torch.arange(1, probs_RV.shape[1] + 1, device=probs_RV.device) * _GOLDEN
+    bits_RV = _mix(keys_R[:, None] + tokens_V)
+    uniform_RV = (((bits_RV >> 32) & 0xFFFFFFFF).float() + 0.5) * 2.0**-32
+    return (probs_RV / -torch.log1p(-uniform_RV)).argmax(dim=-1)
 
-    Two levels keep the sums short, so that fp32 does not round small probabilities away.
-    """
-    num_rows, vocab_size = probs_RV.shape
-    padded = F.pad(probs_RV, (0, -vocab_size % _BUCKET)).view(num_rows, -1, _BUCKET)
-    bucket_ends = padded.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
-    target_R1 = uniform_R.double()[:, None] * bucket_ends[:, -1:]
-    bucket_R1 = torch.searchsorted(bucket_ends, target_R1, right=True).clamp(max=bucket_ends.shape[1] - 1)
-    before_R1 = bucket_ends.gather(1, bucket_R1) - padded.sum(dim=-1, dtype=torch.float64).gather(1, bucket_R1)
-    inside_RB = padded[torch.arange(num_rows, device=probs_RV.device), bucket_R1[:, 0]].double()
-    ends_RB = inside_RB.cumsum(dim=-1)
-    offset_R1 = torch.searchsorted(ends_RB, target_R1 - before_R1, right=True)
-    last_R1 = (inside_RB > 0).int().mul(torch.arange(1, _BUCKET + 1, device=probs_RV.device)).amax(-1, keepdim=True) - 1
-    return (bucket_R1 * _BUCKET + torch.minimum(offset_R1, last_R1))[:, 0]
+
+def _mix(bits: Tensor) -> Tensor:
+    """The finalizer of SplitMix64 on int64, whose products wrap."""
+    bits = (bits ^ _shift(bits, 30)) * _FACTORS[0]
+    bits = (bits ^ _shift(bits, 27)) * _FACTORS[1]
+    return bits ^ _shift(bits, 31)
+
+
+def _shift(bits: Tensor, count: int) -> Tensor:
+    """Towards the low end, with zeros moving in."""
+    return (bits >> count) & ((1 << (64 - count)) - 1)

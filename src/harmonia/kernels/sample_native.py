@@ -6,8 +6,10 @@ positive floats, which order as the numbers do. Shapes: R rows, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,9 +27,17 @@ from harmonia.kernels.native_code import (
     int64s,
     part,
     share,
+    uint64,
 )
+from harmonia.kernels.splitmix import FACTORS, GOLDEN
 
-_BLOCK = 256
+# Unsigned throughout: numba makes a float of a signed and an unsigned number.
+_GOLDEN = np.uint64(GOLDEN)
+_FACTORS = (np.uint64(FACTORS[0]), np.uint64(FACTORS[1]))
+_SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
+_THIRTY_TWO = np.uint64(32)
+_TO_UNIT = np.float32(2.0**-32)
+_LEAST = np.float32(2.0**-33)
 _BINADE = 1 << 23
 _TOKENS_PER_THREAD = 50_000
 
@@ -35,7 +45,7 @@ _TOKENS_PER_THREAD = 50_000
 def draw_native(
     logits_RV: Tensor,
     temperature_R: Tensor,
-    uniform_R: Tensor,
+    keys_R: Tensor,
     top_k_R: Tensor | None,
     top_p_R: Tensor | None,
     min_p_R: Tensor | None,
@@ -46,7 +56,7 @@ def draw_native(
     ids_R = torch.empty(rows, dtype=torch.int64)
     threads = native.threads_for(logits_RV.numel(), _TOKENS_PER_THREAD)
     scratch = torch.empty(threads, 2 * size)
-    settings = temperature_R, uniform_R, top_k_R, top_p_R, min_p_R
+    settings = temperature_R, keys_R, top_k_R, top_p_R, min_p_R
     addresses = (0 if tensor is None else tensor.data_ptr() for tensor in settings)
     _draw_rows.run(threads, logits_RV.data_ptr(), ids_R.data_ptr(), scratch.data_ptr(), rows, size, *addresses)
     return ids_R
@@ -54,7 +64,7 @@ def draw_native(
 
 @kernel("qqqqqqqqqq")
 def _draw_rows(arguments: int, thread: int, num_threads: int) -> None:
-    logits, ids, scratch, rows, size, temperature, uniform, top_k, top_p, min_p = int64s(arguments, 10)
+    logits, ids, scratch, rows, size, temperature, keys, top_k, top_p, min_p = int64s(arguments, 10)
     weights = scratch + 8 * thread * size
     weight_V, bits_V, few_V = float32s(weights, size), int32s(weights, size), int32s(weights + 4 * size, size)
     first, stop = share(rows, thread, num_threads)
@@ -77,7 +87,7 @@ def _draw_rows(arguments: int, thread: int, num_threads: int) -> None:
             floor = _floor(weight_V, bits_V, few_V, bits_of_float(least), share_kept * kept, False)
         if min_p != 0:
             floor = max(floor, float32s(min_p, rows)[row])  # the largest weight is 1
-        int64s(ids, rows)[row] = _draw(weight_V, floor, float64(float32s(uniform, rows)[row]))
+        int64s(ids, rows)[row] = _race(weight_V, floor, int64s(keys, rows)[row])
 
 
 @part
@@ -158,28 +168,27 @@ def _keep_between(bits_V: Any, low: int, high: int, few_V: Any) -> int:
 
 
 @part
-def _draw(weight_V: Any, floor: float, uniform: float) -> int:
-    """First token at which the running sum of what is kept passes `uniform` of the total, found block by block."""
-    size = len(weight_V)
-    target = uniform * _total(weight_V, floor)
-    before = float64(0)
-    for begin in range(0, size, _BLOCK):
-        block_V = weight_V[begin : min(size, begin + _BLOCK)]
-        inside = _total(block_V, floor)
-        if before + inside > target:
-            return begin + _first_beyond(block_V, floor, target - before)
-        before += inside
-    return _first_equal(weight_V, float32(1))
+def _race(weight_V: Any, floor: float, key: int) -> int:
+    """The token that is first when each arrives after a waiting time of this rate; see `sample._race`."""
+    best, winner = float32(0), 0
+    for v in range(len(weight_V)):
+        weight = weight_V[v]
+        # No uniform number is below 2**-33, so this one cannot win.
+        if weight < floor or weight <= best * _LEAST:
+            continue
+        bits = _mix(uint64(key) + uint64(v + 1) * _GOLDEN)
+        uniform = (float32(bits >> _THIRTY_TWO) + float32(0.5)) * _TO_UNIT
+        # A waiting time is at least its uniform number, which spares most logarithms.
+        if weight <= best * uniform:
+            continue
+        rate = float32(weight / -math.log1p(-float64(uniform)))
+        if rate > best:
+            best, winner = rate, v
+    return winner
 
 
 @part
-def _first_beyond(block_V: Any, floor: float, target: float) -> int:
-    """Sums in another order may end a hair below the target: then it is the last token that is kept."""
-    running, last = float64(0), 0
-    for v in range(len(block_V)):
-        if block_V[v] >= floor and block_V[v] > 0:
-            last = v
-            running += float64(block_V[v])
-            if running > target:
-                break
-    return last
+def _mix(bits: Any) -> Any:
+    bits = (bits ^ (bits >> _SHIFTS[0])) * _FACTORS[0]
+    bits = (bits ^ (bits >> _SHIFTS[1])) * _FACTORS[1]
+    return bits ^ (bits >> _SHIFTS[2])

@@ -186,6 +186,18 @@ def test_an_overdue_first_token_is_an_error(make_engine: MakeEngine) -> None:
     assert engine.stats().by_model["base"]["ttft_timeouts"] == 1
 
 
+def test_a_long_prompt_does_not_stall_those_that_generate(make_engine: MakeEngine) -> None:
+    engine = make_engine(num_blocks=80, max_prefill_tokens=8)
+    engine.add(request(0, sampling={"max_tokens": 40}))
+    engine.step()
+    engine.add(request(1, tuple(range(60)), sampling={"max_tokens": 2}))
+    before_it = 0
+    while 1 not in (seq_ids := {output.seq_id for output in engine.step()}):
+        assert seq_ids == {0}, "every step brings a token of the one that generates"
+        before_it += 1
+    assert before_it == 7, "60 tokens in chunks of 8"
+
+
 def test_a_long_prompt_is_not_overtaken_for_ever(make_engine: MakeEngine) -> None:
     engine = make_engine(num_blocks=24, max_bypass_s=0.0)
     for seq_id in range(3):

@@ -7,16 +7,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harmonia.engine.sampler import draw_keys
 from harmonia.kernels.logprobs import token_logprobs, top_logprobs
 from harmonia.kernels.sample import Penalties, SamplingTensors, sample
 
 IMPLS = pytest.mark.parametrize("impl", ["native", "eager"])
 
 
-def settings_of(rows: int, uniform_R: torch.Tensor, **values: float | None) -> SamplingTensors:
+def keys(count: int) -> torch.Tensor:
+    """As an engine makes them for one seed."""
+    return torch.from_numpy(draw_keys(np.full(count, 7, dtype=np.uint64), np.arange(count, dtype=np.uint64)))
+
+
+def settings_of(rows: int, keys_R: torch.Tensor, **values: float | None) -> SamplingTensors:
     """The same settings for every row."""
     tensors = {f"{name}_R": torch.full((rows,), value) for name, value in values.items() if value is not None}
-    return SamplingTensors(uniform_R=uniform_R, **({"temperature_R": torch.ones(rows)} | tensors))
+    return SamplingTensors(keys_R=keys_R, **({"temperature_R": torch.ones(rows)} | tensors))
 
 
 def kept(logits_V: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> set[int]:
@@ -42,59 +48,62 @@ def kept(logits_V: torch.Tensor, temperature: float, top_k: int, top_p: float, m
 )  # fmt: skip
 def test_filters_agree_with_a_plain_reference(impl, size, temperature, top_k, top_p, min_p, seed):
     torch.manual_seed(seed)
-    logits_V, uniform_R = 3 * torch.randn(size), torch.arange(64) / 64
+    logits_V, keys_R = 3 * torch.randn(size), keys(256)
     settings = settings_of(
-        64, uniform_R, temperature=temperature, top_k=min(top_k or size, size), top_p=top_p, min_p=min_p
+        256, keys_R, temperature=temperature, top_k=min(top_k or size, size), top_p=top_p, min_p=min_p
     )
-    drawn = set(sample(logits_V.expand(64, -1), settings, impl).tolist())
+    drawn = set(sample(logits_V.expand(256, -1), settings, impl).tolist())
     # Half a hair to either side: the reference sums in another order.
     assert drawn <= kept(logits_V, temperature, top_k, top_p + 1e-5, min_p * 0.9999)
     certain = kept(logits_V, temperature, top_k, top_p - 1e-5, min_p * 1.0001)
     probs_V = torch.softmax(logits_V / temperature, 0)
     total = sum(float(probs_V[token]) for token in certain)
-    assert {token for token in certain if probs_V[token] > total / 31} <= drawn
+    assert {token for token in certain if probs_V[token] > total / 12} <= drawn
 
 
 @IMPLS
 def test_draws_follow_the_distribution(impl):
     torch.manual_seed(0)
     logits_V, draws = torch.randn(20), 20_000
-    ids_R = sample(logits_V.expand(draws, -1), settings_of(draws, torch.rand(draws), temperature=0.8), impl)
+    ids_R = sample(logits_V.expand(draws, -1), settings_of(draws, keys(draws), temperature=0.8), impl)
     expected_V = torch.softmax(logits_V / 0.8, 0) * draws
     chi_square = ((ids_R.bincount(minlength=20) - expected_V) ** 2 / expected_V).sum()
     assert chi_square < 43.8  # 19 degrees of freedom, one in a thousand
 
 
 @IMPLS
-def test_the_order_of_draws_is_that_of_the_vocabulary(impl):
-    logits_RV = torch.tensor([[0.5, 0.25, 0.25]]).log().expand(4, -1)
-    uniform_R = torch.tensor([0.0, 0.49, 0.51, 0.99])
-    assert sample(logits_RV, settings_of(4, uniform_R), impl).tolist() == [0, 0, 1, 2]
+def test_noise_in_the_logits_seldom_changes_a_draw(impl):
+    torch.manual_seed(4)
+    logits_RV = 3 * torch.randn(200, 5000)
+    settings = settings_of(200, keys(200))
+    noisy_RV = logits_RV + 2e-5 * torch.randn_like(logits_RV)
+    changed = (sample(logits_RV, settings, impl) != sample(noisy_RV, settings, impl)).sum()
+    assert changed <= 2  # in the order of the vocabulary, where sums shift, it is one in ten
 
 
 @IMPLS
 def test_a_row_draws_the_same_alone_and_in_company(impl):
     torch.manual_seed(1)
-    logits_RV, uniform_R = 4 * torch.randn(40, 5000), torch.rand(40)
+    logits_RV, keys_R = 4 * torch.randn(40, 5000), keys(40)
     settings = {"temperature": 0.9, "top_k": 200, "top_p": 0.9, "min_p": 0.001}
-    together = sample(logits_RV, settings_of(40, uniform_R, **settings), impl).tolist()
+    together = sample(logits_RV, settings_of(40, keys_R, **settings), impl).tolist()
     for row in range(40):
-        alone = sample(logits_RV[row : row + 1], settings_of(1, uniform_R[row : row + 1], **settings), impl)
+        alone = sample(logits_RV[row : row + 1], settings_of(1, keys_R[row : row + 1], **settings), impl)
         assert alone.tolist() == [together[row]]
 
 
 def test_both_versions_draw_the_same():
     torch.manual_seed(2)
-    logits_RV, uniform_R = 4 * torch.randn(50, 3001), torch.rand(50)
+    logits_RV, keys_R = 4 * torch.randn(50, 3001), keys(50)
     for values in ({"top_p": 0.9}, {"top_k": 50}, {"min_p": 0.01}, {}, {"top_k": 100, "top_p": 0.5}):
-        settings = settings_of(50, uniform_R, **values)
+        settings = settings_of(50, keys_R, **values)
         assert torch.equal(sample(logits_RV, settings, "native"), sample(logits_RV, settings, "eager"))
 
 
 @IMPLS
 def test_temperature_zero_is_greedy_beside_rows_that_are_not(impl):
     logits_RV = torch.tensor([[0.0, 3.0, 1.0], [0.0, 3.0, 1.0]])
-    settings = SamplingTensors(temperature_R=torch.tensor([0.0, 1.0]), uniform_R=torch.tensor([0.999, 0.999]))
+    settings = SamplingTensors(temperature_R=torch.tensor([0.0, 1.0]), keys_R=torch.tensor([5, 6]))
     assert sample(logits_RV, settings, impl).tolist() == [1, 2]
 
 
@@ -104,14 +113,14 @@ def test_all_greedy():
 
 
 @IMPLS
-@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24])
-def test_what_is_masked_or_banned_never_comes(impl, uniform):
+@pytest.mark.parametrize("key", [0, 1, -1, 2**63 - 1, -(2**63)])
+def test_what_is_masked_or_banned_never_comes(impl, key):
     logits_RV = torch.zeros(1, 70)
     words = torch.zeros(1, 3, dtype=torch.int32)
     words[0, 0], words[0, 2] = 0b1010, 0b100000  # tokens 1, 3 and 69
     settings = SamplingTensors(
         temperature_R=torch.tensor([1.0]),
-        uniform_R=torch.tensor([uniform]),
+        keys_R=torch.tensor([key]),
         masks=(torch.tensor([0]), words),
         banned=(torch.tensor([0]), torch.tensor([3])),
     )
