@@ -3,8 +3,6 @@
 import json
 import sys
 from collections.abc import Iterable
-from functools import reduce
-from operator import getitem
 from statistics import median
 
 from rich.console import Console
@@ -12,7 +10,7 @@ from rich.table import Table
 
 from benchmarks.machine import Record
 
-# Heading and field, in the order of the table; a dot leads into a field that holds others.
+# Heading and field, in the order of the table.
 SERVE_COLUMNS = {
     "n": "n",
     "in": "input",
@@ -47,23 +45,15 @@ HTTP_COLUMNS = {
     "min": "ratio_min",
     "max": "ratio_max",
     "TTFT ms": "ttft_ms",
-    "server us": "cpu_us.server",
-    "I/O us": "cpu_us.io",
-    "device us": "cpu_us.device",
-    "client us": "cpu_us.client",
-    "engine us": "cpu_us.engine",
+    "CPU us/token": "cpu_us",
     "others": "other_cores",
 }
 IDLE_COLUMNS = {
     "/health s": "health_s",
     "first token s": "ready_s",
-    "idle cores": "cores",
-    "server": "cores_of.server",
-    "I/O": "cores_of.io",
-    "device": "cores_of.device",
-    "server MB": "resident_mb.server",
-    "I/O MB": "resident_mb.io",
-    "device MB": "resident_mb.device",
+    "cores": "cores",
+    "of": "cores_of",
+    "resident MB": "resident_mb",
     "others": "other_cores",
 }
 COLUMNS = {"serve": SERVE_COLUMNS, "compare": COMPARE_COLUMNS, "http": HTTP_COLUMNS, "idle": IDLE_COLUMNS}
@@ -101,7 +91,7 @@ def _print_table(records: list[Record]) -> None:
     for heading in columns:
         table.add_column(heading)
     for record in records:
-        table.add_row(*(_cell(reduce(getitem, path.split("."), record)) for path in columns.values()))
+        table.add_row(*(_cell(record[field]) for field in columns.values()))
     console.print(table)
 
 
@@ -125,7 +115,9 @@ def _engine(record: Record) -> str:
 
 def _cell(value: object) -> str:
     if isinstance(value, dict):
-        return _cell(median(value["values"]))
+        if "values" in value:
+            return _cell(median(value["values"]))
+        return "\n".join(f"{name} {_cell(part)}" for name, part in value.items())
     if isinstance(value, float):
         return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
     return "" if value is None else str(value)

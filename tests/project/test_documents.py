@@ -2,15 +2,12 @@
 
 import re
 
-import pytest
-
 from tests.project.tree import ROOT, files
 
 README = ROOT / "README.md"
 LINK = re.compile(r"\[[^\]]*\]\((?!https?:|mailto:|#)([^)#\s]+)")
 
 
-@pytest.mark.skipif(not README.exists(), reason="README.md is not written yet")
 def test_readme_shows_a_command_on_the_first_screen() -> None:
     first = README.read_text(encoding="utf-8").splitlines()[:25]
     assert any("scripts/demo" in line for line in first)

@@ -4,12 +4,12 @@ import os
 
 import pytest
 
-from benchmarks.company import Usage, other_cores, usage, wait_for_quiet
+from benchmarks.company import Usage, other_cores, spent_s, usage, wait_for_quiet
 from benchmarks.work import Shape, Timing, company
 
 
-def at(clock_s: float, machine_s: float, session_s: float) -> Usage:
-    return Usage(clock_s=clock_s, machine_s=machine_s, session_s=session_s)
+def at(clock_s: float, machine_s: float, own_s: float) -> Usage:
+    return Usage(clock_s=clock_s, machine_s=machine_s, own_s={"engine": own_s})
 
 
 def test_the_cores_of_the_engine_are_not_others() -> None:
@@ -22,6 +22,7 @@ def test_counters_that_lag_behind_give_no_negative_cores() -> None:
 
 def test_without_counters_nothing_is_claimed() -> None:
     assert other_cores(None, at(10, 20, 20)) is None
+    assert spent_s(None, at(10, 20, 20)) == {}
     assert company([]) is None
 
 
@@ -32,10 +33,17 @@ def test_the_worst_run_is_reported() -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/stat"), reason="the counters are Linux's")
-def test_this_session_has_used_some_time() -> None:
-    now = usage(os.getsid(0))
-    assert now is not None
-    assert 0 < now.session_s <= now.machine_s
+def test_a_process_counts_for_itself_or_for_the_one_that_leads_its_session() -> None:
+    leader = os.getsid(0)
+    together, apart = usage({leader: "leader"}), usage({leader: "leader", os.getpid(): "own"})
+    assert together is not None
+    assert apart is not None
+    assert 0 < together.own_s["leader"] <= together.machine_s
+    assert apart.own_s["own"] > 0
+
+
+def test_what_was_spent_is_told_by_name() -> None:
+    assert spent_s(at(0, 0, 5), at(10, 20, 7)) == {"engine": 2}
 
 
 def test_no_wait_unless_asked() -> None:

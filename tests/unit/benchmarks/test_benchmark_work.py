@@ -1,5 +1,7 @@
 """The work: shapes, prompts, and the arithmetic of a timing."""
 
+from typing import ClassVar
+
 import pytest
 
 from benchmarks.errors import BenchmarkError
@@ -11,7 +13,7 @@ DRAW = Draw(seed=0, vocab=200)
 class Recorder:
     """An engine that notes what it is asked for."""
 
-    session = 0
+    processes: ClassVar[dict[int, str]] = {}
 
     def __init__(self) -> None:
         self.calls: list[tuple[list[list[int]], int]] = []
