@@ -1,10 +1,16 @@
-"""Gated activations of feed-forward layers. Shapes: T tokens, F features of one half."""
+"""Gated activations of feed-forward layers. Shapes: T tokens, F features of one half.
+
+Backward keeps the input only and computes the gate anew.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from harmonia.kernels import native
@@ -18,8 +24,31 @@ _FEATURES_PER_THREAD = 8192
 
 def gated_activation(gate_up_TF2: Tensor, activation: Activation, impl: Impl = "auto") -> Tensor:
     """activation(gate) * up, where the input holds gate and up side by side: out_TF."""
+    if torch.is_grad_enabled() and gate_up_TF2.requires_grad:
+        return _GatedActivation.apply(gate_up_TF2, activation, impl)  # type: ignore[no-untyped-call]
+    return _forward(gate_up_TF2, activation, impl)
+
+
+class _GatedActivation(Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up_TF2: Tensor, activation: Activation, impl: Impl) -> Tensor:
+        ctx.save_for_backward(gate_up_TF2)
+        ctx.activation, ctx.impl = activation, impl
+        return _forward(gate_up_TF2, activation, impl)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out_TF: Tensor) -> tuple[Tensor, None, None]:
+        (gate_up_TF2,) = ctx.saved_tensors
+        fits = native.usable(gate_up_TF2, d_out_TF)
+        if ctx.impl == "eager" or (ctx.impl == "auto" and not fits):
+            return _backward_eager(gate_up_TF2, d_out_TF, ctx.activation), None, None
+        return _backward_native(gate_up_TF2.contiguous(), d_out_TF.contiguous(), ctx.activation), None, None
+
+
+def _forward(gate_up_TF2: Tensor, activation: Activation, impl: Impl) -> Tensor:
     if impl == "eager" or (impl == "auto" and not native.usable(gate_up_TF2)):
-        return _gated_activation_eager(gate_up_TF2, activation)
+        return _forward_eager(gate_up_TF2, activation)
     gate_up_TF2 = gate_up_TF2.contiguous()
     num_features = gate_up_TF2.shape[-1] // 2
     out_TF = gate_up_TF2.new_empty(*gate_up_TF2.shape[:-1], num_features)
@@ -30,11 +59,30 @@ def gated_activation(gate_up_TF2: Tensor, activation: Activation, impl: Impl = "
     return out_TF
 
 
-def _gated_activation_eager(gate_up_TF2: Tensor, activation: Activation) -> Tensor:
+def _forward_eager(gate_up_TF2: Tensor, activation: Activation) -> Tensor:
     gate_TF, up_TF = gate_up_TF2.chunk(2, dim=-1)
     if activation == "silu":
         return F.silu(gate_TF) * up_TF
     return F.gelu(gate_TF, approximate="tanh") * up_TF
+
+
+def _backward_eager(gate_up_TF2: Tensor, d_out_TF: Tensor, activation: Activation) -> Tensor:
+    gate_TF, up_TF = gate_up_TF2.chunk(2, dim=-1)
+    if activation == "silu":
+        d_gate_TF = torch.ops.aten.silu_backward(d_out_TF * up_TF, gate_TF)
+        return torch.cat((d_gate_TF, d_out_TF * F.silu(gate_TF)), dim=-1)
+    d_gate_TF = torch.ops.aten.gelu_backward(d_out_TF * up_TF, gate_TF, approximate="tanh")
+    return torch.cat((d_gate_TF, d_out_TF * F.gelu(gate_TF, approximate="tanh")), dim=-1)
+
+
+def _backward_native(gate_up_TF2: Tensor, d_out_TF: Tensor, activation: Activation) -> Tensor:
+    d_gate_up_TF2 = torch.empty_like(gate_up_TF2)
+    num_features = d_out_TF.shape[-1]
+    threads = native.threads_for(d_out_TF.numel(), _FEATURES_PER_THREAD)
+    backward = _silu_backward if activation == "silu" else _gelu_backward
+    addresses = (gate_up_TF2.data_ptr(), d_out_TF.data_ptr(), d_gate_up_TF2.data_ptr())
+    backward.run(threads, *addresses, d_out_TF.numel() // num_features, num_features)
+    return d_gate_up_TF2
 
 
 @kernel("qqqq")
@@ -61,6 +109,41 @@ def _gated_gelu(arguments: int, thread: int, num_threads: int) -> None:
             twice_z = float32(1.59576912) * x * (float32(1) + float32(0.044715) * x * x)
             out_F[f] = x * up_F[f] / (float32(1) + exp(-twice_z))
         first += len(out_F)
+
+
+@kernel("qqqqq")
+def _silu_backward(arguments: int, thread: int, num_threads: int) -> None:
+    gate_up, d_out, d_gate_up, rows, size = int64s(arguments, 5)
+    first, stop = share(rows * size, thread, num_threads)
+    while first < stop:
+        gate_F, up_F, d_out_F = _rest_of_row(gate_up, d_out, first, stop, size)
+        d_gate_F, d_up_F, _ = _rest_of_row(d_gate_up, d_out, first, stop, size)
+        for f in range(len(d_out_F)):
+            x, d_y = gate_F[f], d_out_F[f]
+            sigmoid = float32(1) / (float32(1) + exp(-x))
+            d_gate_F[f] = d_y * up_F[f] * sigmoid * (float32(1) + x * (float32(1) - sigmoid))
+            d_up_F[f] = d_y * x * sigmoid
+        first += len(d_out_F)
+
+
+@kernel("qqqqq")
+def _gelu_backward(arguments: int, thread: int, num_threads: int) -> None:
+    gate_up, d_out, d_gate_up, rows, size = int64s(arguments, 5)
+    first, stop = share(rows * size, thread, num_threads)
+    while first < stop:
+        gate_F, up_F, d_out_F = _rest_of_row(gate_up, d_out, first, stop, size)
+        d_gate_F, d_up_F, _ = _rest_of_row(d_gate_up, d_out, first, stop, size)
+        for f in range(len(d_out_F)):
+            x, d_y = gate_F[f], d_out_F[f]
+            # Beyond 10 the slope is 0 or 1 to the last bit, and the square of a large x would overflow.
+            near = x if x > float32(-10) else float32(-10)
+            near = near if near < float32(10) else float32(10)
+            square = float32(0.044715) * near * near
+            sigmoid = float32(1) / (float32(1) + exp(float32(-1.59576912) * near * (float32(1) + square)))
+            slope = float32(1.59576912) * (float32(1) + float32(3) * square)
+            d_gate_F[f] = d_y * up_F[f] * sigmoid * (float32(1) + near * (float32(1) - sigmoid) * slope)
+            d_up_F[f] = d_y * x * sigmoid
+        first += len(d_out_F)
 
 
 @part

@@ -19,9 +19,9 @@ from harmonia.kernels.native import Impl
 NO_WINDOW = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LayerCache:
-    """Keys and values of one layer."""
+    """Keys and values of one layer; replaced when the cache grows."""
 
     k_NPGD: Tensor
     v_NPGD: Tensor

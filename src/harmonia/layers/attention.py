@@ -46,15 +46,16 @@ class Attention:
     def __call__(self, x_TE: Tensor, forward: Forward) -> Tensor:
         """Attention of normalised inputs: y_TE."""
         shape = self.shape
-        num_rotated = shape.num_heads + shape.num_kv_heads
+        heads, kv_heads = shape.num_heads, shape.num_kv_heads
         qkv_TXD = self.qkv(x_TE, forward.adapters).unflatten(-1, (-1, shape.head_dim))
-        qk_TXD, v_TGD = qkv_TXD[:, :num_rotated], qkv_TXD[:, num_rotated:]
+        # Splits rather than slices: the gradient of a slice is as large as what it was cut from.
         if self.q_norm is None or self.k_norm is None:
-            qk_TXD = self.rope(qk_TXD, forward.positions_T)
-            q_THD, k_TGD = qk_TXD[:, : shape.num_heads], qk_TXD[:, shape.num_heads :]
+            qk_TXD, v_TGD = qkv_TXD.split((heads + kv_heads, kv_heads), dim=1)
+            q_THD, k_TGD = self.rope(qk_TXD, forward.positions_T).split((heads, kv_heads), dim=1)
         else:
-            q_THD = self.rope(self.q_norm(qk_TXD[:, : shape.num_heads]), forward.positions_T)
-            k_TGD = self.rope(self.k_norm(qk_TXD[:, shape.num_heads :]), forward.positions_T)
+            q_THD, k_TGD, v_TGD = qkv_TXD.split((heads, kv_heads, kv_heads), dim=1)
+            q_THD = self.rope(self.q_norm(q_THD), forward.positions_T)
+            k_TGD = self.rope(self.k_norm(k_TGD), forward.positions_T)
         mixed_THD = forward.attention.attend(shape.layer, q_THD, k_TGD, v_TGD, scale=shape.scale, window=shape.window)
         return self.out(mixed_THD.flatten(1), forward.adapters)
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harmonia.kernels.matmul import Weight
+from harmonia.kernels.matmul import weight_rows
+from harmonia.kernels.weight import Weight
 from harmonia.layers.linear import WeightFormat
 from harmonia.layers.parameter import Parameter, pack_weight, weight_bytes
 
@@ -34,8 +35,8 @@ class Embedding:
         return Embedding(fmt.matrix(vocab_size, hidden_size), vocab_size, hidden_size, fmt.dtype, rounded, is_head)
 
     def __call__(self, token_ids_T: Tensor) -> Tensor:
-        """Rows of these tokens: x_TE."""
-        x_TE = self.weight.rows(token_ids_T).to(self.dtype)
+        """Rows of these tokens: x_TE. The gradient of a trained table goes to its leaf, as that of a tied head does."""
+        x_TE = weight_rows(self.weight, token_ids_T).to(self.dtype)
         return x_TE if self.scale == 1.0 else x_TE * self.scale
 
     @property

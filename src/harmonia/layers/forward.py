@@ -12,6 +12,7 @@ from torch import Tensor
 
 from harmonia.kernels.attention import LayerCache, PagedLayout, paged_attention, write_cache
 from harmonia.kernels.lora import LoraSegment
+from harmonia.kernels.packed_attention import packed_attention
 
 
 class AttentionContext(Protocol):
@@ -45,3 +46,15 @@ class PagedAttention:
         cache = self.caches[layer]
         write_cache(k_TGD, v_TGD, cache, self.layout.slots_T)
         return paged_attention(q_THD, cache, self.layout, scale, window)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedAttention:
+    """Attention of whole sequences that lie side by side, for training: nothing is cached."""
+
+    lengths: tuple[int, ...]
+    """Tokens of each sequence; they sum to those of the batch."""
+
+    def attend(self, layer: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, *, scale: float, window: int) -> Tensor:
+        """Each sequence attends to itself."""
+        return packed_attention(q_THD, k_TGD, v_TGD, self.lengths, scale, window)

@@ -1,6 +1,6 @@
 """Linear layers whose parts share one matrix product and may carry adapters.
 
-Shapes: T tokens, K input features, N output features of all parts, R rank rows.
+Shapes: T tokens, K input features, N output features of all parts.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from harmonia.kernels.lora import LoraRows, LoraSegment, add_lora
-from harmonia.kernels.matmul import DenseWeight, Int8Weight, Weight, matmul
-from harmonia.layers.parameter import Parameter, pack_weight, vector_parameter, weight_bytes
+from harmonia.kernels.lora import LoraLeaves, LoraPart, LoraSegment, PlacedLora
+from harmonia.kernels.matmul import adapted_matmul
+from harmonia.kernels.weight import DenseWeight, Int8Weight, Weight
+from harmonia.layers.parameter import Parameter, Vector, pack_weight, vector_parameter, weight_bytes
+
+__all__ = ["Linear", "LinearPart", "LoraLeaves", "LoraPart", "Module", "Part", "WeightFormat"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +42,6 @@ class WeightFormat:
         return torch.empty(size, dtype=self.dtype, device=self.device)
 
 
-@dataclass(slots=True)
-class LoraPart:
-    """Arena of one part of a linear layer, shared by all adapters."""
-
-    a_RK: Tensor
-    b_RN: Tensor
-    rows_of_slot: list[LoraRows]
-
-
 @dataclass(frozen=True, slots=True)
 class Part:
     """A range of output features with a name of its own, such as `q_proj` in a fused projection."""
@@ -67,6 +61,11 @@ class Linear:
     bias_N: Tensor | None
     lora: dict[str, LoraPart] = field(default_factory=dict)
     """By part name; filled by the adapter bank."""
+    bias: Vector | None = field(init=False)
+    """`bias_N` as one parameter's storage."""
+
+    def __post_init__(self) -> None:
+        self.bias = None if self.bias_N is None else Vector(self.bias_N)
 
     @staticmethod
     def create(num_in: int, sizes: dict[str, int], fmt: WeightFormat, *, bias: bool = False) -> Linear:
@@ -82,15 +81,12 @@ class Linear:
         return next(part for part in self.parts if part.name == name)
 
     def __call__(self, x_TK: Tensor, adapters: tuple[LoraSegment, ...]) -> Tensor:
-        """Apply to a batch."""
-        y_TN = matmul(x_TK, self.weight, self.bias_N)
-        if adapters:
-            for part in self.parts:
-                lora = self.lora.get(part.name)
-                if lora is not None:
-                    y_part = y_TN[:, part.start : part.start + part.size]
-                    add_lora(y_part, x_TK, lora.a_RK, lora.b_RN, lora.rows_of_slot, adapters)
-        return y_TN
+        """Apply to a batch; gradients reach x and what is trained: the weight, the bias, adapters of the segments."""
+        return adapted_matmul(x_TK, self.weight, self.bias_N, self._placed() if adapters else (), adapters)
+
+    def _placed(self) -> list[PlacedLora]:
+        found = ((part, self.lora.get(part.name)) for part in self.parts)
+        return [PlacedLora(part.start, part.size, lora) for part, lora in found if lora is not None]
 
     @property
     def num_bytes(self) -> int:
@@ -106,9 +102,9 @@ class Linear:
         for part in self.parts:
             fill = partial(self._fill, part.start)
             yield Parameter(f"{prefix}{part.name}.weight", (part.size, self.num_in), self, fill)
-            if self.bias_N is not None:
-                bias = self.bias_N[part.start : part.start + part.size]
-                yield vector_parameter(f"{prefix}{part.name}.bias", bias)
+            if self.bias is not None:
+                values = self.bias.values[part.start : part.start + part.size]
+                yield vector_parameter(f"{prefix}{part.name}.bias", values, storage=self.bias)
 
     def _fill(self, first: int, start: int, rows: Tensor) -> None:
         self.weight.fill(first + start, rows)

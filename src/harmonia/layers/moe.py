@@ -32,18 +32,24 @@ class SparseMoe:
         weight_TK, expert_TK = self._route(x_TE)
         # Sorting by expert makes each expert's tokens one range, with a single transfer of counts to the host.
         order_TK = expert_TK.flatten().argsort(stable=True)
-        counts = torch.bincount(expert_TK.flatten(), minlength=len(self.experts)).tolist()
+        counts = self._counts(expert_TK)
         token_TK = order_TK // self.num_chosen
-        sorted_x = x_TE[token_TK]
-        sorted_weight = weight_TK.flatten()[order_TK, None]
-        y_TE, start = torch.zeros_like(x_TE), 0
-        for expert, count in zip(self.experts, counts, strict=True):
-            if count:
-                rows = slice(start, start + count)
-                y_NE = expert(sorted_x[rows], ()) * sorted_weight[rows]
-                y_TE.index_add_(0, token_TK[rows], y_NE)
-                start += count
+        # Splits rather than slices: the gradient of a slice is as large as what it was cut from.
+        tokens = token_TK.split(counts)
+        inputs = x_TE.index_select(0, token_TK).split(counts)
+        weights = weight_TK.flatten().index_select(0, order_TK)[:, None].split(counts)
+        y_TE = torch.zeros_like(x_TE)
+        for expert, token_N, x_NE, weight_N1 in zip(self.experts, tokens, inputs, weights, strict=True):
+            if len(token_N):
+                y_TE.index_add_(0, token_N, expert(x_NE, ()) * weight_N1)
         return y_TE
+
+    def _counts(self, expert_TK: Tensor) -> list[int]:
+        """Tokens of each expert. Without data, when memory is planned, all alike: the memory in all is the same."""
+        if expert_TK.is_meta:
+            share, rest = divmod(expert_TK.numel(), len(self.experts))
+            return [share + (expert < rest) for expert in range(len(self.experts))]
+        return torch.bincount(expert_TK.flatten(), minlength=len(self.experts)).tolist()
 
     def _route(self, x_TE: Tensor) -> tuple[Tensor, Tensor]:
         probs_TX = self.router(x_TE, ()).softmax(dim=-1, dtype=torch.float32)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from harmonia.kernels.matmul import DenseWeight, Int8Weight, Weight
+from harmonia.kernels.weight import DenseWeight, Int8Weight, Weight
 
 
 class Storage(Protocol):
@@ -51,14 +51,17 @@ class Vector:
         """Nothing to do."""
 
 
-def vector_parameter(name: str, vector: Tensor, *, offset: float = 0.0) -> Parameter:
-    """A one-dimensional parameter kept in `vector`, to whose values `offset` is added in fp32."""
+def vector_parameter(name: str, vector: Tensor, *, offset: float = 0.0, storage: Vector | None = None) -> Parameter:
+    """A one-dimensional parameter kept in `vector`, to whose values `offset` is added in fp32.
+
+    `storage` is what `vector` is a part of, if it is not a storage of its own.
+    """
 
     def fill(start: int, values: Tensor) -> None:
         target = vector[start : start + values.shape[0]]
         target.copy_(values.float() + offset if offset else values)
 
-    return Parameter(name, tuple(vector.shape), Vector(vector), fill)
+    return Parameter(name, tuple(vector.shape), storage or Vector(vector), fill)
 
 
 def pack_weight(weight: Weight) -> None:

@@ -54,8 +54,8 @@ def test_int8_agrees_with_the_plain_product(size, num_tokens, with_bias, seed):
 
 @pytest.mark.parametrize("make", [int8, partial(dense, published=True)], ids=["int8", "bf16"])
 def test_many_tokens_go_through_a_large_matrix_in_parts(make, monkeypatch):
-    monkeypatch.setattr("harmonia.kernels.matmul._WIDENED_BYTES", 1 << 17)
-    monkeypatch.setattr("harmonia.kernels.matmul._DEQUANTISED_BYTES", 1 << 17)
+    monkeypatch.setattr("harmonia.kernels.weight._WIDENED_BYTES", 1 << 17)
+    monkeypatch.setattr("harmonia.kernels.matmul_native._DEQUANTISED_BYTES", 1 << 17)
     weight, x_TK, bias_N = make(576, 256), torch.randn(170, 256), torch.randn(576)
     assert_close(matmul(x_TK, weight, bias_N), matmul(x_TK, weight, bias_N, impl="eager"))
 

@@ -1,0 +1,80 @@
+"""From hidden states to token log-probabilities and back, a chunk of rows at a time: never [tokens, vocabulary].
+
+Shapes: C rows of a chunk, E features, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harmonia.kernels.logprobs import entropies, log_sums, logits_to_gradient, token_logprobs
+from harmonia.kernels.matmul import matmul
+from harmonia.kernels.matmul_grad import add_weight_grad, input_grad, is_fast
+from harmonia.kernels.weight import DenseWeight, Weight
+
+_CPU_BYTES = 64 << 20
+_DEVICE_BYTES = 512 << 20
+_MIN_ROWS = 16  # fewer would read a large head too often
+
+
+def head_rows(vocab_size: int, device: torch.device) -> int:
+    """Rows of a chunk: 64 MiB of fp32 logits on a CPU, 512 MiB elsewhere; at least 16."""
+    num_bytes = _CPU_BYTES if device.type == "cpu" else _DEVICE_BYTES
+    return max(_MIN_ROWS, num_bytes // (4 * vocab_size))
+
+
+def head_logits(hidden_CE: Tensor, head: Weight, softcap: float | None) -> Tensor:
+    """fp32 scores of every next token: logits_CV. `softcap` bends them into (-softcap, softcap)."""
+    logits_CV = matmul(hidden_CE, head).float()
+    return logits_CV if softcap is None else logits_CV.div_(softcap).tanh_().mul_(softcap)
+
+
+class HeadChunk:
+    """Some rows between forward and backward; holds their logits in fp32. Made by `forward`, outside of autograd."""
+
+    def __init__(
+        self, hidden_CE: Tensor, head: Weight, targets_C: Tensor, softcap: float | None, logits_CV: Tensor
+    ) -> None:
+        self._hidden_CE = hidden_CE
+        self._head = head
+        self._targets_C = targets_C
+        self._softcap = softcap
+        self._logits_CV: Tensor | None = logits_CV
+        self._log_sum_C = log_sums(logits_CV)
+        self._entropy_C: Tensor | None = None
+        self.logprobs_C = token_logprobs(logits_CV, targets_C, self._log_sum_C)
+
+    @staticmethod
+    @torch.no_grad()
+    def forward(hidden_CE: Tensor, head: Weight, targets_C: Tensor, softcap: float | None = None) -> HeadChunk:
+        """Log-probabilities of one token per row."""
+        logits_CV = head_logits(hidden_CE, head, softcap)
+        return HeadChunk(hidden_CE, head, targets_C, softcap, logits_CV)
+
+    @property
+    def entropy_C(self) -> Tensor:
+        """Entropy of each row's distribution, in nats; ask before `backward`."""
+        if self._entropy_C is None:
+            with torch.no_grad():
+                self._entropy_C = entropies(self._logits(), self._log_sum_C)
+        return self._entropy_C
+
+    @torch.no_grad()
+    def backward(self, dlogprobs_C: Tensor) -> Tensor:
+        """dhidden_CE in the type of the hidden states; the gradient of a trained head is added to its leaf's.
+
+        The logits become their gradient in place, so this ends the chunk.
+        """
+        hidden_CE, head = self._hidden_CE, self._head
+        dlogits_CV = self._logits()
+        self._logits_CV = None
+        logits_to_gradient(dlogits_CV, self._targets_C, self._log_sum_C, dlogprobs_C.float(), self._softcap)
+        dlogits_CV, fast = dlogits_CV.to(hidden_CE.dtype), is_fast(hidden_CE, "auto")
+        if isinstance(head, DenseWeight) and head.leaf is not None:
+            add_weight_grad(hidden_CE, dlogits_CV, head, fast=fast)
+        return input_grad(dlogits_CV, head, fast=fast)
+
+    def _logits(self) -> Tensor:
+        assert self._logits_CV is not None, "a chunk goes backward once, and its entropy is asked for before"
+        return self._logits_CV
