@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from harmonia.kernels.matmul import matmul
+from harmonia.kernels.matmul import Weight, matmul
 from harmonia.layers.embedding import Embedding
 from harmonia.layers.forward import Forward
 from harmonia.layers.linear import Linear, LinearPart, WeightFormat
@@ -94,10 +94,14 @@ class Decoder:
 
     def logits(self, hidden_SE: Tensor) -> Tensor:
         """fp32 scores of every next token: logits_SV."""
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        logits_SV = matmul(hidden_SE, weight).float()
+        logits_SV = matmul(hidden_SE, self.head_weight).float()
         cap = self.config.logit_softcap
         return logits_SV if cap is None else torch.tanh(logits_SV / cap) * cap
+
+    @property
+    def head_weight(self) -> Weight:
+        """What scores next tokens, [V, E]."""
+        return self.embedding.weight if self.head is None else self.head.weight
 
     def parameters(self) -> Iterator[Parameter]:
         """Every tensor that a checkpoint must provide, by its Hugging Face name."""

@@ -5,12 +5,19 @@ Items per token are counted with E features, N outputs of the fused projection, 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
-from harmonia.layers.linear import WeightFormat
+from harmonia.errors import InvalidRequestError
+from harmonia.kernels.weight import HAS_ONEDNN, PANEL, DenseWeight, panel_scratch, panels_per_part
+from harmonia.layers.embedding import Embedding
+from harmonia.layers.linear import Linear, WeightFormat
+from harmonia.layers.parameter import Storage
 from harmonia.models.config import ModelConfig
+from harmonia.models.decoder import Decoder
 from harmonia.models.families import build_decoder
 
 _FP32_BYTES = 4
@@ -18,12 +25,57 @@ _SAMPLING_COPIES = 7
 """fp32 copies of the logits alive at once when rows are sampled with every filter; see kernels/sample.py."""
 
 
-def weight_bytes(config: ModelConfig, fmt: WeightFormat) -> dict[str, int]:
-    """By kind (embedding, layers, norm, head, rope): what `load_decoder` allocates."""
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A stored matrix of the decoder, with the names of the parameters that it holds."""
+
+    storage: Linear | Embedding
+    names: tuple[str, ...]
+    num_out: int
+    num_in: int
+
+    def is_narrow(self, exact: Collection[str]) -> bool:
+        """Kept as bf16 panels on the CPU, once filled with values of which `exact` lose nothing in bf16."""
+        weight = self.storage.weight
+        if not isinstance(weight, DenseWeight) or weight.weight_NK.dtype is not torch.float32 or self.num_out % PANEL:
+            return False
+        packs = isinstance(self.storage, Linear) or self.storage.is_head
+        return packs and all(name in exact for name in self.names) and _has_panels()
+
+
+def weight_bytes(config: ModelConfig, fmt: WeightFormat, exact: Collection[str] = ()) -> dict[str, int]:
+    """By kind (embedding, layers, norm, head, rope): what `load_decoder` leaves.
+
+    exact: names of parameters whose values are exact in bf16. On a CPU they take half the space of fp32.
+    """
+    decoder = _empty(config, fmt)
+    narrow = {id(matrix.storage) for matrix in _matrices(decoder) if _on_cpu(fmt) and matrix.is_narrow(exact)}
     sizes: dict[str, int] = {}
-    for kind, storage in build_decoder(config, replace(fmt, device=torch.device("meta"))).storages():
-        sizes[kind] = sizes.get(kind, 0) + storage.num_bytes
+    for kind, storage in decoder.storages():
+        num_bytes = storage.num_bytes // 2 if id(storage) in narrow else storage.num_bytes
+        sizes[kind] = sizes.get(kind, 0) + num_bytes
     return sizes
+
+
+def loading_bytes(config: ModelConfig, fmt: WeightFormat) -> int:
+    """Most that is taken while a decoder is filled and packed: everything as it is filled, and one matrix twice."""
+    decoder = _empty(config, fmt)
+    whole = sum(storage.num_bytes for _, storage in decoder.storages())
+    packs = _on_cpu(fmt) and fmt.dtype is torch.float32 and not fmt.int8 and HAS_ONEDNN
+    return whole + (max(matrix.storage.num_bytes for matrix in _matrices(decoder)) if packs else 0)
+
+
+def widening_bytes(config: ModelConfig, fmt: WeightFormat, exact: Collection[str]) -> int:
+    """Scratch that stays, once matrices in bf16 were multiplied with many tokens on a CPU; see kernels/weight.py."""
+    if not _on_cpu(fmt):
+        return 0
+    shapes = set()
+    for matrix in _matrices(_empty(config, fmt)):
+        if matrix.is_narrow(exact):
+            num_panels = matrix.num_out // PANEL
+            per_part = panels_per_part(num_panels, matrix.num_in)
+            shapes |= {(panels, matrix.num_in) for panels in (per_part, num_panels % per_part) if panels}
+    return sum(panels * PANEL * num_in * _FP32_BYTES for panels, num_in in shapes)
 
 
 def kv_bytes_per_token(config: ModelConfig, fmt: WeightFormat) -> int:
@@ -32,10 +84,38 @@ def kv_bytes_per_token(config: ModelConfig, fmt: WeightFormat) -> int:
 
 
 def lora_bytes_per_rank(config: ModelConfig, fmt: WeightFormat) -> int:
-    """One rank row of every projection that may carry adapters."""
-    decoder = build_decoder(config, replace(fmt, device=torch.device("meta")))
-    targets = ((target.linear, target.linear.part(target.part)) for target in decoder.linears())
-    return sum(linear.num_in + part.size for linear, part in targets) * fmt.dtype.itemsize
+    """One rank row of every projection that may carry adapters: what the bank takes, whatever an adapter targets."""
+    return lora_parameters(config) * fmt.dtype.itemsize
+
+
+@lru_cache(maxsize=64)
+def lora_parameters(config: ModelConfig, targets: tuple[str, ...] = ()) -> int:
+    """Numbers of one rank of an adapter with these targets, by last names such as `q_proj`; empty: every projection.
+
+    Errors: InvalidRequestError for a target that the model does not have.
+    """
+    found = [target for target in _empty(config).linears() if not targets or target.part in targets]
+    unknown = sorted(set(targets) - {target.part for target in found})
+    if unknown:
+        known = sorted({target.part for target in _empty(config).linears()})
+        raise InvalidRequestError(
+            f"this model has no projection {unknown[0]!r}; it has {', '.join(known)}", field="targets"
+        )
+    return sum(target.linear.num_in + target.linear.part(target.part).size for target in found)
+
+
+@lru_cache(maxsize=64)
+def num_parameters(config: ModelConfig, *, with_head: bool = True) -> int:
+    """Numbers that full training moves. A scoring model leaves out a language head that is not its embedding."""
+    decoder = _empty(config)
+    storages = (storage for kind, storage in decoder.storages() if kind != "rope" and (with_head or kind != "head"))
+    return sum(storage.num_bytes for storage in storages) // _FP32_BYTES
+
+
+def largest_matrix(config: ModelConfig) -> int:
+    """Numbers of the largest matrix of a layer, whose gradient exists once by itself."""
+    matrices = (matrix for matrix in _matrices(_empty(config)) if ".layers." in matrix.names[0])
+    return max(matrix.num_out * matrix.num_in for matrix in matrices)
 
 
 def activation_bytes(config: ModelConfig, fmt: WeightFormat, num_tokens: int) -> int:
@@ -72,3 +152,34 @@ def _moe_items(config: ModelConfig, fmt: WeightFormat) -> int:
     routing = (config.moe.num_experts * 2 + chosen * 12) * _FP32_BYTES // fmt.dtype.itemsize
     expert = 4 * config.moe.intermediate_size + 2 * config.hidden_size
     return (3 + chosen) * config.hidden_size + expert + routing
+
+
+def _empty(config: ModelConfig, fmt: WeightFormat | None = None) -> Decoder:
+    """The decoder without its memory; in fp32 unless a format is given."""
+    meta = torch.device("meta")
+    return build_decoder(config, WeightFormat(torch.float32, meta) if fmt is None else replace(fmt, device=meta))
+
+
+def _matrices(decoder: Decoder) -> Iterator[Matrix]:
+    """Every matrix once."""
+    names: dict[int, list[str]] = {}
+    storages: dict[int, Storage] = {}
+    for parameter in decoder.parameters():
+        names.setdefault(id(parameter.storage), []).append(parameter.name)
+        storages[id(parameter.storage)] = parameter.storage
+    for key, storage in storages.items():
+        if isinstance(storage, Linear):
+            num_out = sum(part.size for part in storage.parts)
+            yield Matrix(storage, tuple(names[key]), num_out, storage.num_in)
+        elif isinstance(storage, Embedding):
+            yield Matrix(storage, tuple(names[key]), storage.vocab_size, storage.hidden_size)
+
+
+def _on_cpu(fmt: WeightFormat) -> bool:
+    return fmt.device.type == "cpu"
+
+
+@lru_cache(maxsize=1)
+def _has_panels() -> bool:
+    """oneDNN keeps weights in the order of panels here."""
+    return HAS_ONEDNN and panel_scratch(PANEL, PANEL) is not None

@@ -8,8 +8,10 @@ from pathlib import Path
 import msgspec
 
 from harmonia.errors import UnsupportedModelError
+from harmonia.models.adaptive_info import read_info
 from harmonia.models.checkpoint import SafetensorsFolder, open_safetensors
 from harmonia.models.config import ModelConfig
+from harmonia.models.fields import read_json
 from harmonia.models.gguf import GgufFile, open_gguf
 from harmonia.models.gguf_config import gguf_model_config
 from harmonia.models.hf_config import read_config
@@ -55,11 +57,30 @@ def open_model(path: str | Path) -> ModelSource:
     if (path / "config.json").exists():
         config = read_config(path)
         return ModelSource(path, config, open_safetensors(path))
+    base = adapter_base(path)
+    if base is not None:
+        message = f"{path}: an adapter, not a whole model; open its base {base!r} and load the adapter onto it"
+        raise UnsupportedModelError(message, file=str(path), base=base)
     candidates = sorted(path.glob("*.gguf"))
     if len(candidates) == 1:
         return _open_gguf(candidates[0])
     found = f"{len(candidates)} GGUF files; name one" if candidates else "neither config.json nor a GGUF file"
     raise UnsupportedModelError(f"{path}: not a model folder: {found}", file=str(path))
+
+
+def adapter_base(path: str | Path) -> str | None:
+    """The model whose weights an adapter's folder changes: a path, a registry URI or a name. None if it is no adapter.
+
+    Errors: UnsupportedModelError for an adapter that does not say.
+    """
+    path = Path(path)
+    file = path / "adapter_config.json"
+    if not file.is_file():
+        return None
+    info = read_info(path)
+    if info is not None and info.base:
+        return info.base
+    return read_json(file).text("base_model_name_or_path")
 
 
 def _open_gguf(path: Path) -> ModelSource:

@@ -98,7 +98,8 @@ def _check(found: Mapping[str, tuple[int, ...]], parameters: list[Parameter], so
 
 
 def _is_ignorable(name: str, config: ModelConfig) -> bool:
-    return name == "lm_head.weight" and config.tie_embeddings
+    # A scoring model's head is read by whoever spawns it as one.
+    return name == "score.weight" or (name == "lm_head.weight" and config.tie_embeddings)
 
 
 def _wrong(source: ModelSource, tensor: str, problem: str) -> UnsupportedModelError:
