@@ -7,19 +7,15 @@ all streams of the connection.
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
+from harmonia.protocol.base import JsonObject as JsonObject
+from harmonia.protocol.base import Message as _Message
+from harmonia.protocol.instances import InstanceAnswer, InstanceCommand
 from harmonia.protocol.sampling import SamplingParams
+from harmonia.protocol.threads import ThreadData, TokenThreadData
 
-PROTOCOL_VERSION = 1
-
-JsonObject = dict[str, Any]
-
-
-class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    pass
+PROTOCOL_VERSION = 2
 
 
 # ---------------------------------------------------------------------------------------------- what to answer
@@ -50,7 +46,15 @@ class ChatPrompt(_Message, frozen=True, kw_only=True):
     """Further variables of the template."""
 
 
-Prompt = TextPrompt | TokenPrompt | ChatPrompt
+class ThreadPrompt(_Message, frozen=True, kw_only=True):
+    """A conversation of the recipe API; `Finished.threads` then holds it with each answer."""
+
+    thread: ThreadData | TokenThreadData
+    tools: tuple[JsonObject, ...] = ()
+    """OpenAI's function tools, rendered through the template."""
+
+
+Prompt = TextPrompt | TokenPrompt | ChatPrompt | ThreadPrompt
 
 
 class Constraint(_Message, frozen=True, kw_only=True):
@@ -138,6 +142,8 @@ class Describe(_Message, frozen=True, kw_only=True):
     """Ask for a `Description`."""
 
     id: str
+    unlike: int | None = None
+    """Answer only when `Description.revision` is another than this; None: at once."""
 
 
 class GetStats(_Message, frozen=True, kw_only=True):
@@ -147,7 +153,17 @@ class GetStats(_Message, frozen=True, kw_only=True):
 
 
 ClientMessage = (
-    Generate | Embed | Cancel | Pause | Resume | CloseSession | LoadAdapter | UnloadAdapter | Describe | GetStats
+    Generate
+    | Embed
+    | Cancel
+    | Pause
+    | Resume
+    | CloseSession
+    | LoadAdapter
+    | UnloadAdapter
+    | Describe
+    | GetStats
+    | InstanceCommand
 )
 
 
@@ -217,6 +233,9 @@ class Finished(_Message, frozen=True, kw_only=True):
     usage: Usage
     timings_ms: dict[str, float] = {}
     """`queue`, `ttft` and `total`."""
+    threads: tuple[TokenThreadData, ...] = ()
+    """For a `ThreadPrompt`: prompt and answer as the model saw and sampled them, one per answer; only the new turn is
+    weighted."""
 
 
 class Failed(_Message, frozen=True, kw_only=True):
@@ -267,6 +286,8 @@ class Description(_Message, frozen=True, kw_only=True):
     precision: str
     device: str
     has_chat_template: bool
+    revision: int = 0
+    """Grows when a model appears, goes, or gets new weights; 0 where nobody counts."""
     plan: JsonObject = {}
     """The memory plan, as `MemoryPlan.to_dict()` gives it."""
 
@@ -291,7 +312,7 @@ class Stats(_Message, frozen=True, kw_only=True):
     """Per model key: `ttft_seconds`, `inter_token_seconds`, `queue_seconds`; under `*`: `batch_size`."""
 
 
-WorkerMessage = Step | Finished | Failed | Embedded | Done | Description | Stats
+WorkerMessage = Step | Finished | Failed | Embedded | Done | Description | Stats | InstanceAnswer
 
 encode = msgspec.msgpack.Encoder().encode
 _client_decoder: msgspec.msgpack.Decoder[ClientMessage] = msgspec.msgpack.Decoder(ClientMessage)
