@@ -25,6 +25,15 @@ class BlockPool:
         self._idle_kept: OrderedDict[int, None] = OrderedDict()
         self._keepers: dict[bytes, int] = {}
 
+    def grow(self, num_blocks: int) -> None:
+        """Add free blocks until there are so many."""
+        extra = num_blocks - self.num_blocks
+        assert extra >= 0, "a pool does not shrink"
+        self._free[:0] = range(num_blocks - 1, self.num_blocks - 1, -1)
+        self._holders += [0] * extra
+        self._key_of += [None] * extra
+        self.num_blocks = num_blocks
+
     # ------------------------------------------------------------------------------------------- sequences
 
     @property

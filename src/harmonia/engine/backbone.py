@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,26 +16,29 @@ from harmonia.cache import BlockPool, SessionTable, chain_root
 from harmonia.config import EngineConfig
 from harmonia.engine.memory import Plan, make_plan
 from harmonia.engine.sequence import Instance
-from harmonia.errors import InvalidRequestError, UnknownModelError
+from harmonia.errors import AdapterLimitError, InvalidRequestError, UnknownModelError
 from harmonia.kernels import native
 from harmonia.kernels.attention import LayerCache
-from harmonia.layers.adapters import AdapterBank, AdapterTarget
+from harmonia.layers.adapters import AdapterBank, BankTarget
 from harmonia.log import get_logger
 from harmonia.models import ModelConfig, load_decoder, open_model
 from harmonia.models.decoder import Decoder
 from harmonia.models.peft import read_adapter
+from harmonia.models.source import ModelSource
+from harmonia.train.scalar_head import ScalarHead
 
 log = get_logger(__name__)
-
-_BACKBONE_VERSION = 0
 
 
 class Backbone:
     """Weights, cache blocks, sessions, adapters, and a table of the model keys that name them."""
 
-    def __init__(self, key: str, decoder: Decoder, plan: Plan) -> None:
+    def __init__(self, key: str, decoder: Decoder, plan: Plan, *, source: ModelSource | None = None) -> None:
+        """key: identity of the weights in the prefix index, and how errors call them."""
+        self.key = key
         self.plan = plan
         self.decoder = decoder
+        self.source = source
         self.device = plan.fmt.device
         self.eos_ids = frozenset(decoder.config.eos_token_ids)
         self.pool = BlockPool(plan.num_blocks, plan.config.cache.block_size)
@@ -41,16 +46,17 @@ class Backbone:
         self.caches = _allocate_cache(decoder.config, plan)
         self.bank = AdapterBank(
             (
-                AdapterTarget(f"model.layers.{target.layer}.{target.path}", target.linear, target.part)
+                BankTarget(f"model.layers.{target.layer}.{target.path}", target.linear, target.part)
                 for target in decoder.linears()
             ),
             max_adapters=plan.config.max_adapters,
             num_rows=plan.config.adapter_rank_budget,
             fmt=plan.fmt,
         )
-        self.base = Instance(key, _BACKBONE_VERSION, chain_root(key, _BACKBONE_VERSION), created=int(time.time()))
-        self.adapters: dict[str, Instance] = {}
-        self._num_loads = 0
+        self.version = 0
+        """Counts updates of the weights themselves."""
+        self.instances: dict[str, Instance] = {}
+        self._serials = itertools.count(1)
 
     @staticmethod
     def load(model: str, key: str, config: EngineConfig, progress: Callable[[float], None] | None = None) -> Backbone:
@@ -58,58 +64,138 @@ class Backbone:
         source = open_model(model)
         plan = make_plan(Path(model).name, source.config, config)
         plan.memory.require()
-        torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
+        return Backbone.read(source, key, plan, progress)
+
+    @staticmethod
+    def read(source: ModelSource, key: str, plan: Plan, progress: Callable[[float], None] | None = None) -> Backbone:
+        """Read the weights of a model that was planned."""
+        torch.set_num_threads(plan.config.num_threads or len(os.sched_getaffinity(0)))
         started = time.monotonic()
         decoder = load_decoder(source.limited(plan.max_seq_len), plan.fmt, progress)
         if plan.device == "cpu":
             native.load_kernels()
-        log.info("loaded %s in %.1f s: %s on %s", model, time.monotonic() - started, plan.precision, plan.device)
-        return Backbone(key, decoder, plan)
+        log.info("loaded %s in %.1f s: %s on %s", source.path, time.monotonic() - started, plan.precision, plan.device)
+        return Backbone(key, decoder, plan, source=source)
+
+    def grow_cache(self, num_blocks: int) -> None:
+        """Enlarge the cache; what is in it stays. One layer at a time, so little is held twice."""
+        if num_blocks <= self.pool.num_blocks:
+            return
+        shape = (num_blocks, *self.caches[0].k_NPGD.shape[1:])
+        for cache in self.caches:
+            cache.k_NPGD, cache.v_NPGD = (_enlarged(old, shape, self.plan) for old in (cache.k_NPGD, cache.v_NPGD))
+        self.pool.grow(num_blocks)
+
+    # ------------------------------------------------------------------------------------------- instances
 
     def instance(self, key: str) -> Instance:
         """What a model key names; `UnknownModelError` lists the keys that exist."""
-        if key == self.base.key:
-            return self.base
-        found = self.adapters.get(key)
+        found = self.instances.get(key)
         if found is None:
-            keys = ", ".join(repr(name) for name in (self.base.key, *self.adapters))
-            raise UnknownModelError(f"no model {key!r} here; there is {keys}", field="model")
+            keys = ", ".join(repr(name) for name in self.instances)
+            raise UnknownModelError(f"no model {key!r} here; there is {keys or 'none'}", field="model")
         return found
+
+    @property
+    def num_adapters(self) -> int:
+        """Named adapters, snapshots not counted."""
+        return sum(item.is_adapter and not item.is_snapshot for item in self.instances.values())
+
+    def add_bare(self, key: str, head: ScalarHead | None = None) -> Instance:
+        """Name the backbone without an adapter."""
+        self.check_free(key)
+        return self._add(Instance(key, self.version, self._root(), created=int(time.time()), head=head))
+
+    def add_adapter(
+        self, key: str, slot: int, *, version: int = 0, head: ScalarHead | None = None, is_snapshot: bool = False
+    ) -> Instance:
+        """Name an adapter that stands in a slot of the bank."""
+        instance = Instance(
+            key,
+            version,
+            root=b"",
+            adapter_slot=slot,
+            parent=self.key,
+            created=int(time.time()),
+            head=head,
+            lineage=f"{key}#{next(self._serials)}",
+            is_snapshot=is_snapshot,
+        )
+        return self._add(replace(instance, root=self._root(instance)))
+
+    def add_snapshot(self, key: str, source: Instance) -> Instance:
+        """Name a frozen copy of an instance; it shares cached blocks with its source at this version."""
+        self.check_free(key)
+        slot = None if source.adapter_slot is None else self.bank.copy_slot(source.adapter_slot, key)
+        copy = replace(source, key=key, adapter_slot=slot, created=int(time.time()), is_snapshot=True)
+        return self._add(copy)
+
+    def advance(self, key: str, slot: int | None, head: ScalarHead | None) -> Instance:
+        """The next version of an instance, or, without a slot, of the backbone and every instance on it."""
+        instance = self.instance(key)
+        if slot is not None:
+            new = replace(instance, version=instance.version + 1, adapter_slot=slot, head=head)
+            self.instances[key] = replace(new, root=self._root(new))
+        else:
+            self.version += 1
+            for name, item in self.instances.items():
+                moved = replace(item, version=self.version, head=head if name == key else item.head)
+                self.instances[name] = replace(moved, root=self._root(moved))
+        return self.instances[key]
+
+    def remove(self, key: str) -> Instance:
+        """Forget a name and free its slot: the instance that is gone."""
+        instance = self.instance(key)
+        del self.instances[key]
+        if instance.adapter_slot is not None:
+            self.bank.unload(instance.adapter_slot)
+        return instance
+
+    def check_free(self, key: str) -> None:
+        """Raise `InvalidRequestError` for a name that is taken or cannot be shown."""
+        if not key or not key.isprintable():
+            raise InvalidRequestError(f"model key {key!r} is empty or cannot be printed", field="key")
+        if key in self.instances:
+            raise InvalidRequestError(f"model key {key!r} is taken; unload it first or use another", field="key")
+
+    def check_adapter_limit(self, key: str) -> None:
+        """Raise `AdapterLimitError` when there is no room for one more named adapter."""
+        limit = self.plan.config.max_adapters
+        if self.num_adapters >= limit:
+            raise AdapterLimitError(
+                f"adapter {key!r} exceeds the limit of {limit} adapters on one backbone; "
+                "unload one or raise max_adapters (--max-adapters)",
+                limit=limit,
+            )
 
     def load_adapter(self, key: str, path: str) -> Instance:
         """Read a PEFT folder into a free slot."""
-        if not key.isprintable():
-            raise InvalidRequestError(f"model key {key!r} holds characters that cannot be printed", field="key")
-        if key == self.base.key or key in self.adapters:
-            raise InvalidRequestError(f"model key {key!r} is taken; unload it first or use another", field="key")
+        self.check_free(key)
         adapter = read_adapter(path, max_rank=self.plan.config.max_adapter_rank)
-        slot = self.bank.load(key, adapter)
-        self._num_loads += 1
-        instance = Instance(
-            key,
-            version=self._num_loads,
-            root=chain_root(self.base.key, _BACKBONE_VERSION, key, self._num_loads),
-            adapter_slot=slot,
-            parent=self.base.key,
-            created=int(time.time()),
-        )
-        self.adapters[key] = instance
+        self.check_adapter_limit(key)
+        instance = self.add_adapter(key, self.bank.load(key, adapter))
         log.info("loaded adapter %s from %s", key, path)
         return instance
 
-    def unload_adapter(self, key: str) -> Instance:
-        """Free an adapter's slot: the instance that is gone."""
-        if key not in self.adapters:
-            raise UnknownModelError(f"no adapter {key!r} is loaded", field="key")
-        instance = self.adapters.pop(key)
-        assert instance.adapter_slot is not None
-        self.bank.unload(instance.adapter_slot)
+    def _add(self, instance: Instance) -> Instance:
+        self.instances[instance.key] = instance
         return instance
+
+    def _root(self, adapter: Instance | None = None) -> bytes:
+        if adapter is None or adapter.lineage is None:
+            return chain_root(self.key, self.version)
+        return chain_root(self.key, self.version, adapter.lineage, adapter.version)
 
 
 def _allocate_cache(model: ModelConfig, plan: Plan) -> tuple[LayerCache, ...]:
     shape = plan.num_blocks, plan.config.cache.block_size, model.num_kv_heads, model.head_dim
     return tuple(LayerCache(_zeros(shape, plan), _zeros(shape, plan)) for _ in range(model.num_layers))
+
+
+def _enlarged(old_NPGD: torch.Tensor, shape: tuple[int, ...], plan: Plan) -> torch.Tensor:
+    new_NPGD = _zeros(shape, plan)
+    new_NPGD[: old_NPGD.shape[0]].copy_(old_NPGD)
+    return new_NPGD
 
 
 def _zeros(shape: tuple[int, ...], plan: Plan) -> torch.Tensor:

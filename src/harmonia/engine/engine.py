@@ -6,6 +6,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+import numpy as np
+
 from harmonia.config import EngineConfig
 from harmonia.engine.backbone import Backbone
 from harmonia.engine.memory import Plan
@@ -20,8 +22,9 @@ from harmonia.engine.requests import (
 )
 from harmonia.engine.runner import Launched, Result, Runner
 from harmonia.engine.scheduler import Scheduler
-from harmonia.engine.sequence import Sequence, State
+from harmonia.engine.sequence import Instance, Sequence, State
 from harmonia.engine.stats import EngineStats, StatsRecorder
+from harmonia.engine.training import Training
 from harmonia.errors import (
     DeadlineExceededError,
     HarmoniaError,
@@ -30,14 +33,19 @@ from harmonia.errors import (
     UnavailableError,
 )
 from harmonia.protocol.messages import ModelInfo
+from harmonia.train.scalar_head import ScalarHead
 
 
 class Engine:
-    """Serves one backbone and its adapters on one device. Single-threaded: one caller steps it and talks to it."""
+    """Serves and trains one backbone and its adapters. Single-threaded: one caller steps it and talks to it.
+
+    `step` serves; `training` holds the other kind of work, whose slices run when the caller finds time for them.
+    """
 
     def __init__(self, backbone: Backbone) -> None:
         plan = backbone.plan
         self.backbone = backbone
+        self.training = Training(backbone.decoder)
         self._scheduler = Scheduler(
             plan.scheduler,
             backbone.pool,
@@ -61,7 +69,9 @@ class Engine:
 
         Raises `InsufficientMemoryError` before anything large is allocated, `UnsupportedModelError` for broken files.
         """
-        return Engine(Backbone.load(model, key, config, progress))
+        backbone = Backbone.load(model, key, config, progress)
+        backbone.add_bare(key)
+        return Engine(backbone)
 
     # --------------------------------------------------------------------------------------------- the loop
 
@@ -71,6 +81,7 @@ class Engine:
         On a GPU the results of a step are read while the next one computes.
         """
         outputs = self._expire()
+        self._scheduler.admits_new = not self.training.wants_quiet
         batch = self._scheduler.schedule()
         self._stalled = batch is None and not self._in_flight
         if batch is not None:
@@ -94,6 +105,11 @@ class Engine:
     def has_work(self) -> bool:
         """Some sequence is not finished yet."""
         return bool(self._sequences or self._in_flight or self._orphaned)
+
+    @property
+    def served_batch(self) -> bool:
+        """The last step gave the device something to do."""
+        return not self._stalled
 
     @property
     def stalled(self) -> bool:
@@ -149,12 +165,29 @@ class Engine:
         """Load a PEFT folder; requests may name it at once."""
         self.backbone.load_adapter(key, path)
 
-    def unload_adapter(self, key: str) -> None:
-        """Free an adapter's slot; its requests end with `UnavailableError` in the next step."""
-        instance = self.backbone.unload_adapter(key)
-        error = UnavailableError(f"adapter {key!r} was unloaded; load it again or use another model")
-        for sequence in [item for item in self._sequences.values() if item.instance is instance]:
+    def remove_instance(self, key: str) -> None:
+        """Forget an instance and free its slot; its requests end with `UnavailableError` in the next step."""
+        self.backbone.remove(key)
+        error = UnavailableError(f"model {key!r} was unloaded; load it again or use another")
+        for sequence in [item for item in self._sequences.values() if item.instance.key == key]:
             self._orphaned.append(self._fail(sequence, error))
+
+    def is_slot_used(self, slot: int) -> bool:
+        """A sequence that has begun reads the adapter in this slot."""
+        return any(item.instance.adapter_slot == slot for item in self._sequences.values() if item.has_begun)
+
+    @property
+    def has_begun_sequences(self) -> bool:
+        """Some sequence is bound to the present weights."""
+        return any(item.has_begun for item in self._sequences.values())
+
+    def advance(self, key: str, slot: int | None, head: ScalarHead | None) -> Instance:
+        """The next version of an instance; sequences that have not begun take it."""
+        self.backbone.advance(key, slot, head)
+        for sequence in self._scheduler.waiting:
+            if not sequence.has_begun:
+                sequence.rebase(self.backbone.instance(sequence.instance.key))
+        return self.backbone.instance(key)
 
     # -------------------------------------------------------------------------------------------- insight
 
@@ -164,7 +197,7 @@ class Engine:
         return EngineDescription(
             models=tuple(
                 ModelInfo(key=item.key, parent=item.parent, version=item.version, created=item.created)
-                for item in (backbone.base, *backbone.adapters.values())
+                for item in backbone.instances.values()
             ),
             family=backbone.decoder.config.family,
             vocab_size=backbone.decoder.config.vocab_size,
@@ -190,13 +223,16 @@ class Engine:
             "cache_blocks_held": float(pool.num_held),
             "cache_occupancy": pool.num_held / pool.num_blocks,
             "sessions": float(len(self.backbone.sessions)),
-            "adapters": float(len(self.backbone.adapters)),
+            "adapters": float(self.backbone.num_adapters),
+            "instances_in_training": float(len(self.training.trainers)),
         }
         counters = {
             "preemptions": float(scheduler.num_preemptions),
             "evictions": float(pool.num_evictions),
             "prefix_query_tokens": float(scheduler.num_prefix_queries),
             "prefix_hit_tokens": float(scheduler.num_prefix_hits),
+            "training_tokens": float(self.training.num_tokens),
+            "training_microbatches": float(self.training.num_microbatches),
         }
         return self._stats.snapshot(gauges, counters)
 
@@ -208,7 +244,7 @@ class Engine:
             raise InvalidRequestError(f"sequence {request.seq_id} is still running; use another id")
         if len(prompt) == 0:
             raise InvalidRequestError("the prompt is empty; give at least one token", field="prompt")
-        room = limit if request.embed else limit - 1
+        room = limit - 1 if request.generates else limit
         if len(prompt) > room:
             raise SequenceTooLongError(
                 f"the prompt has {len(prompt)} tokens, and at most {room} leave room for an answer; shorten it or "
@@ -223,6 +259,7 @@ class Engine:
                 f"token id {int(bad[0])} is outside the vocabulary of {vocab_size}", field="prompt"
             )
         request.sampling.validate(vocab_size)
+        _check_head(request, self.backbone.instance(request.model))
 
     def _collect(self, result: Result, now: float) -> SequenceOutput | None:
         """Apply one result to its sequence: what its client gets to know."""
@@ -232,11 +269,21 @@ class Engine:
             return None  # cancelled, or ended one token earlier while this step was on its way
         if len(sequence.prompt_scores) < sequence.num_prompt - 1:
             sequence.prompt_scores += result.prompt_scores
+        if request.score is not None:
+            return self._collect_values(sequence, result)
         if request.embed:
             return self._end(sequence, SequenceOutput(seq_id=request.seq_id, embedding=result.embedding))
         if result.token_id is None:
             return None
         return self._append(sequence, result.token_id, result, now)
+
+    def _collect_values(self, sequence: Sequence, result: Result) -> SequenceOutput | None:
+        if result.work.epoch == sequence.epoch:
+            sequence.values += result.values
+        if not result.work.samples:
+            return None
+        values, version = np.asarray(sequence.values, dtype="<f4").tobytes(), sequence.instance.version
+        return self._end(sequence, SequenceOutput(seq_id=sequence.request.seq_id, values=values, version=version))
 
     def _append(self, sequence: Sequence, token_id: int, result: Result, now: float) -> SequenceOutput:
         first = sequence.awaits_first_token
@@ -288,6 +335,19 @@ class Engine:
 
     def _fail(self, sequence: Sequence, error: HarmoniaError) -> SequenceOutput:
         return self._end(sequence, SequenceOutput(seq_id=sequence.request.seq_id, error=SequenceError.of(error)))
+
+
+def _check_head(request: SequenceRequest, instance: Instance) -> None:
+    """A scoring model gives scores, a language model everything else."""
+    reads_scores = request.score is not None and not request.score.targets
+    if reads_scores and instance.head is None:
+        raise InvalidRequestError(
+            f"{request.model!r} has no scalar head; build it with into_scoring_model() to score", field="model"
+        )
+    if instance.head is not None and not reads_scores and not request.embed:
+        raise InvalidRequestError(
+            f"{request.model!r} is a scoring model; it gives scores, not tokens or log-probabilities", field="model"
+        )
 
 
 def _prompt_scores(sequence: Sequence) -> tuple[TokenScore, ...]:

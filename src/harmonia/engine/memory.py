@@ -1,28 +1,35 @@
-"""Will it fit? Every byte that serving a model can need, counted before anything large is allocated."""
+"""Will it fit? Every byte that a backbone and its instances can need, counted before anything large is allocated."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import psutil
 import torch
 
 from harmonia.config import EngineConfig, SchedulerConfig
+from harmonia.engine.levers import MIN_CACHE_LEN, Change, find_levers, gib
+from harmonia.engine.needs import (
+    InstanceNeed,
+    PlanRow,
+    bank_row,
+    check_needs,
+    instance_rows,
+    training_footprint,
+    working_row,
+)
 from harmonia.errors import InsufficientMemoryError, InvalidRequestError
 from harmonia.layers.linear import WeightFormat
-from harmonia.models import ModelConfig, open_model
-from harmonia.models.sizes import (
-    activation_bytes,
-    kv_bytes_per_token,
-    logits_bytes,
-    lora_bytes_per_rank,
-    weight_bytes,
-)
+from harmonia.models import ModelConfig, ModelSource, open_model
+from harmonia.models.exact import exact_weights
+from harmonia.models.sizes import kv_bytes_per_token, loading_bytes, weight_bytes, widening_bytes
+from harmonia.train.footprint import Footprint
 
-_MIN_CACHE_LEN = 2048
-"""Tokens of cache below which an automatic plan counts as not fitting."""
+__all__ = ["InstanceNeed", "MemoryPlan", "Plan", "PlanRow", "make_plan", "plan_memory"]
+
 _CPU_CACHE_SHARE = 0.25
 """Share of the free memory that an automatic cache takes on a CPU, which other programs need too."""
 _RUNTIME_BYTES = {"cpu": 350 << 20, "cuda": 1200 << 20}
@@ -30,14 +37,6 @@ _RUNTIME_BYTES = {"cpu": 350 << 20, "cuda": 1200 << 20}
 _BATCH_TOKENS = {"cpu": 512, "cuda": 8192}
 _PREFILL_TOKENS = {"cpu": 256, "cuda": 8192}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class PlanRow(msgspec.Struct, frozen=True):
-    """One line of the table."""
-
-    name: str
-    num_bytes: int
-    note: str = ""
 
 
 class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +49,11 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     available_bytes: int
     kv_cache_len: int
     max_seq_len: int
+    num_layers: int = 0
+    num_kept: int = 0
+    """Layers whose activations training keeps; the others are recomputed, which takes a third longer at most."""
+    max_batch_size: int = 0
+    """Tokens of one micro-batch; 0: nothing is trained."""
     levers: tuple[str, ...] = ()
     """What would make it fit; empty when it does."""
 
@@ -73,7 +77,7 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
         if self.fits:
             return
         raise InsufficientMemoryError(
-            f"{self.model} needs {_gib(self.total_bytes)} on {self.device}, and {_gib(self.available_bytes)} may be "
+            f"{self.model} needs {gib(self.total_bytes)} on {self.device}, and {gib(self.available_bytes)} may be "
             f"used. What would help: {'; '.join(self.levers)}",
             **self.to_dict(),
         )
@@ -89,88 +93,181 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks: int
     max_seq_len: int
     memory: MemoryPlan
+    needs: tuple[InstanceNeed, ...] = ()
+    """The instances that were counted."""
+
+    @property
+    def num_kept(self) -> int:
+        """Layers, the last ones, whose activations training keeps."""
+        return self.memory.num_kept
+
+    @property
+    def max_batch_size(self) -> int:
+        """Tokens of one micro-batch, the most that any instance in training asks for; 0 when none trains."""
+        return self.memory.max_batch_size
 
     @property
     def fmt(self) -> WeightFormat:
         """Type and place of the weights."""
-        return _weight_format(self.device, self.precision)
+        return weight_format(self.device, self.precision)
 
 
-def plan_memory(model_path: str, config: EngineConfig) -> MemoryPlan:
+def plan_memory(model_path: str, config: EngineConfig, needs: Sequence[InstanceNeed] = ()) -> MemoryPlan:
     """Read the headers of a model and count; loads no weights."""
-    return make_plan(Path(model_path).name, open_model(model_path).config, config).memory
+    return make_plan(Path(model_path).name, open_model(model_path), config, needs=needs).memory
 
 
-def make_plan(name: str, model: ModelConfig, config: EngineConfig) -> Plan:
-    """Resolve every automatic setting for a model; whether it fits stands in `memory`."""
+def make_plan(
+    name: str,
+    model: ModelConfig | ModelSource,
+    config: EngineConfig,
+    *,
+    available: int | None = None,
+    needs: Sequence[InstanceNeed] = (),
+    num_blocks: int | None = None,
+) -> Plan:
+    """Resolve every automatic setting for a backbone with these instances; whether it fits stands in `memory`.
+
+    model: a source tells which weights are exact in bf16 and so take half on a CPU; a configuration counts fp32.
+    available: bytes that may be used for everything in the table; None measures the free memory.
+    num_blocks: the cache that is already there, which an explicit `kv_cache_len` may let grow; None chooses one.
+    """
+    needs = tuple(needs)
+    check_needs(needs)
+    request = _Request(name, model, config, available, needs, num_blocks)
+    plan = _resolve(request)
+    if plan.memory.fits:
+        return plan
+    levers = find_levers(plan, lambda changed: _resolve(_changed(request, changed)))
+    return msgspec.structs.replace(plan, memory=msgspec.structs.replace(plan.memory, levers=levers))
+
+
+class _Request(NamedTuple):
+    """The arguments of `make_plan`."""
+
+    name: str
+    model: ModelConfig | ModelSource
+    config: EngineConfig
+    available: int | None
+    needs: tuple[InstanceNeed, ...]
+    num_blocks: int | None
+
+
+def _changed(request: _Request, change: Change) -> _Request:
+    """The same question with another configuration or other instances."""
+    return request._replace(config=change.config or request.config, needs=change.needs or request.needs)
+
+
+def _resolve(request: _Request) -> Plan:
+    """The plan without levers."""
+    config, needs = request.config, request.needs
+    source = request.model if isinstance(request.model, ModelSource) else None
+    model = request.model.config if isinstance(request.model, ModelSource) else request.model
     device = _device(config)
     precision = _precision(config, device)
-    fmt = _weight_format(device, precision)
-    batch_tokens = config.scheduler.max_batch_tokens or _BATCH_TOKENS[device]
-    prefill_tokens = config.scheduler.max_prefill_tokens or min(batch_tokens, _PREFILL_TOKENS[device])
-    scheduler = msgspec.structs.replace(
-        config.scheduler, max_batch_tokens=batch_tokens, max_prefill_tokens=prefill_tokens
-    )
+    fmt = weight_format(device, precision)
+    scheduler = _scheduler(config, device)
     wanted_len = _wanted_seq_len(model, config)
-    fixed = _fixed_rows(model, config, scheduler, fmt)
-    available = int(_free_bytes(device) * config.memory_fraction)
-    per_token = kv_bytes_per_token(model, fmt)
-    cache_len = _cache_len(config, device, available - sum(row.num_bytes for row in fixed), per_token)
-    block_size = config.cache.block_size
-    num_blocks = -(-cache_len // block_size)
-    max_seq_len = min(wanted_len, num_blocks * block_size)
-    cache_row = PlanRow("key/value cache", num_blocks * block_size * per_token, f"{num_blocks * block_size} tokens")
+    is_full = any(need.trains and need.full for need in needs)
+    exact = frozenset() if source is None or is_full or fmt.dtype is not torch.float32 else exact_weights(source)
+    training = training_footprint(model, fmt, needs)
+    fixed = (
+        *(PlanRow(f"weights: {kind}", size) for kind, size in weight_bytes(model, fmt, exact).items()),
+        PlanRow("weights: scratch", widening_bytes(model, fmt, exact), "for products in fp32"),
+        bank_row(model, config, fmt, needs),
+        *instance_rows(model, fmt, needs),
+        working_row(model, fmt, scheduler, training),
+        PlanRow("runtime", _RUNTIME_BYTES[device], "libraries and driver"),
+    )
+    available = request.available
+    if available is None:
+        available = int(free_bytes(device) * config.memory_fraction)
+    per_block = kv_bytes_per_token(model, fmt) * config.cache.block_size
+    room = available - sum(row.num_bytes for row in fixed)
+    least = _least_blocks(config, request.num_blocks)
+    num_kept = 0 if training is None else _num_kept(training, room - least * per_block)
+    kept_rows = () if training is None else (_kept_row(training, num_kept),)
+    room -= sum(row.num_bytes for row in kept_rows)
+    num_blocks = (
+        least if request.num_blocks is not None else _num_blocks(config, least, device, room, available, per_block)
+    )
+    tokens = num_blocks * config.cache.block_size
+    rows = (*fixed, *kept_rows, PlanRow("key/value cache", num_blocks * per_block, f"{tokens} tokens"))
+    if request.num_blocks is None:
+        rows = (*rows, *_loading_rows(rows, loading_bytes(model, fmt)))
     memory = MemoryPlan(
-        model=name,
+        model=request.name,
         device=device,
         precision=precision,
-        rows=(*fixed, cache_row),
+        rows=tuple(row for row in rows if row.num_bytes or row.name == "adapters"),
         available_bytes=available,
-        kv_cache_len=num_blocks * block_size,
-        max_seq_len=max_seq_len,
+        kv_cache_len=tokens,
+        max_seq_len=min(wanted_len, tokens),
+        num_layers=model.num_layers,
+        num_kept=num_kept,
+        max_batch_size=max((need.max_batch_size or 0 for need in needs if need.trains), default=0),
     )
-    if memory.total_bytes > available:
-        memory = msgspec.structs.replace(memory, levers=_levers(memory, model, config, per_token))
     return Plan(
         config=config,
         scheduler=scheduler,
         device=device,
         precision=precision,
         num_blocks=num_blocks,
-        max_seq_len=max_seq_len,
+        max_seq_len=memory.max_seq_len,
         memory=memory,
+        needs=needs,
     )
 
 
-def _fixed_rows(
-    model: ModelConfig, config: EngineConfig, scheduler: SchedulerConfig, fmt: WeightFormat
-) -> tuple[PlanRow, ...]:
-    """Everything but the cache."""
-    assert scheduler.max_batch_tokens is not None
-    tokens, running = scheduler.max_batch_tokens, scheduler.max_running
-    rows = config.adapter_rank_budget if config.max_adapters else 0
-    return (
-        *(PlanRow(f"weights: {kind}", size) for kind, size in weight_bytes(model, fmt).items()),
-        PlanRow("adapters", rows * lora_bytes_per_rank(model, fmt), f"{rows} rank rows"),
-        PlanRow("activations", activation_bytes(model, fmt, tokens), f"{tokens} tokens a step"),
-        PlanRow("logits and sampling", logits_bytes(model, running), f"{running} sequences"),
-        PlanRow("runtime", _RUNTIME_BYTES[fmt.device.type], "libraries and driver"),
-    )
+def _scheduler(config: EngineConfig, device: str) -> SchedulerConfig:
+    batch_tokens = config.scheduler.max_batch_tokens or _BATCH_TOKENS[device]
+    prefill_tokens = config.scheduler.max_prefill_tokens or min(batch_tokens, _PREFILL_TOKENS[device])
+    return msgspec.structs.replace(config.scheduler, max_batch_tokens=batch_tokens, max_prefill_tokens=prefill_tokens)
 
 
-def _cache_len(config: EngineConfig, device: str, room: int, per_token: int) -> int:
-    """Tokens of cache: what was asked for, or what fits, at least the useful minimum."""
-    if config.cache.kv_cache_len is not None:
-        if config.cache.kv_cache_len < config.cache.block_size:
-            raise InvalidRequestError(
-                f"kv_cache_len must be at least one block of {config.cache.block_size} tokens, "
-                f"got {config.cache.kv_cache_len}",
-                field="kv_cache_len",
-            )
-        return config.cache.kv_cache_len
+def _num_kept(training: Footprint, room: int) -> int:
+    """Most layers, from the last one down, whose activations have room."""
+    num_kept = 0
+    while num_kept < len(training.kept) and training.resident(num_kept + 1) <= room:
+        num_kept += 1
+    return num_kept
+
+
+def _kept_row(training: Footprint, num_kept: int) -> PlanRow:
+    note = f"of {num_kept} of {len(training.kept)} layers; the others are recomputed"
+    if num_kept == len(training.kept):
+        note = f"of all {num_kept} layers"
+    return PlanRow("training activations", training.resident(num_kept), note)
+
+
+def _loading_rows(rows: Sequence[PlanRow], num_bytes: int) -> tuple[PlanRow, ...]:
+    """What filling and packing the weights takes beyond everything that comes later."""
+    later = sum(row.num_bytes for row in rows if row.name != "runtime")
+    return (PlanRow("loading", num_bytes - later, "given back when loaded"),) if num_bytes > later else ()
+
+
+def _least_blocks(config: EngineConfig, num_blocks: int | None) -> int:
+    """Blocks that the cache must have: what is there or was asked for, or the useful minimum."""
+    cache = config.cache
+    if cache.kv_cache_len is not None and cache.kv_cache_len < cache.block_size:
+        raise InvalidRequestError(
+            f"kv_cache_len must be at least one block of {cache.block_size} tokens, got {cache.kv_cache_len}",
+            field="kv_cache_len",
+        )
+    if num_blocks is not None:
+        return max(num_blocks, -(-(cache.kv_cache_len or 0) // cache.block_size))
+    wanted = cache.kv_cache_len if cache.kv_cache_len is not None else max(MIN_CACHE_LEN, config.max_seq_len or 0)
+    return -(-wanted // cache.block_size)
+
+
+def _num_blocks(config: EngineConfig, least: int, device: str, room: int, available: int, per_block: int) -> int:
+    """Blocks of a new cache: those that were asked for, or what is left, up to a ceiling."""
+    cache = config.cache
+    if cache.kv_cache_len is not None:
+        return least
     if device == "cpu":
-        room = min(room, int(_free_bytes(device) * _CPU_CACHE_SHARE))
-    return max(_MIN_CACHE_LEN, min(config.cache.default_kv_cache_len, room // per_token))
+        room = min(room, int(available * _CPU_CACHE_SHARE))
+    return max(least, min(-(-cache.default_kv_cache_len // cache.block_size), room // per_block))
 
 
 def _wanted_seq_len(model: ModelConfig, config: EngineConfig) -> int:
@@ -191,32 +288,6 @@ def _wanted_seq_len(model: ModelConfig, config: EngineConfig) -> int:
     return wanted
 
 
-def _levers(memory: MemoryPlan, model: ModelConfig, config: EngineConfig, per_token: int) -> tuple[str, ...]:
-    """What to change, most useful first, with what each would save."""
-    over = memory.total_bytes - memory.available_bytes
-    levers = []
-    block_size = config.cache.block_size
-    best_len = (memory.kv_cache_len * per_token - over) // (per_token * block_size) * block_size
-    if best_len >= _MIN_CACHE_LEN:
-        levers.append(f"--kv-cache-len {best_len} fits")
-    else:
-        levers.append(f"free {_gib(over)} more on the device, or use a smaller model")
-    for precision in ("int8", "bfloat16"):
-        saved = _weights(model, memory.device, memory.precision) - _weights(model, memory.device, precision)
-        if saved > 0 and (precision != "bfloat16" or memory.device == "cuda"):
-            levers.append(f"--precision {precision} saves {_gib(saved)}")
-    adapters = next(row.num_bytes for row in memory.rows if row.name == "adapters")
-    if adapters:
-        levers.append(f"--max-adapters 0 saves {_gib(adapters)}")
-    if config.memory_fraction < 1:
-        levers.append(f"memory_fraction is {config.memory_fraction}; up to 1.0 is allowed")
-    return tuple(levers)
-
-
-def _weights(model: ModelConfig, device: str, precision: str) -> int:
-    return sum(weight_bytes(model, _weight_format(device, precision)).values())
-
-
 def _device(config: EngineConfig) -> str:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InvalidRequestError("device is 'cuda', but torch sees no GPU; use --device cpu", field="device")
@@ -231,13 +302,13 @@ def _precision(config: EngineConfig, device: str) -> str:
     return config.precision
 
 
-def _weight_format(device: str, precision: str) -> WeightFormat:
+def weight_format(device: str, precision: str) -> WeightFormat:
     int8 = precision == "int8"
     compute = "float32" if int8 and device == "cpu" else "bfloat16" if int8 else precision
     return WeightFormat(_DTYPES[compute], torch.device(device), int8)
 
 
-def _free_bytes(device: str) -> int:
+def free_bytes(device: str) -> int:
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
     return min([int(psutil.virtual_memory().available), *_cgroup_free()])
@@ -251,7 +322,3 @@ def _cgroup_free() -> list[int]:
     except OSError:
         return []
     return [int(limit) - int(used)] if limit != "max" else []
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB"

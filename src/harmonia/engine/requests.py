@@ -5,16 +5,32 @@ Token ids travel as little-endian int32 bytes, so that a long prompt costs one c
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 import numpy as np
 
 from harmonia.errors import HarmoniaError
+from harmonia.protocol.base import JsonObject
+from harmonia.protocol.losses import Loss
 from harmonia.protocol.messages import ModelInfo
 from harmonia.protocol.sampling import SamplingParams
 
 FinishReason = Literal["stop", "length"]
+
+
+class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Values to read from the hidden states of a prompt."""
+
+    rows: bytes
+    """int32, ascending: after which tokens to read."""
+    targets: bytes = b""
+    """int32: the token whose log-probability each row gives; empty reads the scalar head."""
+
+    @property
+    def first_row(self) -> int:
+        """The first row that is read."""
+        return int(unpack_ids(self.rows)[0])
 
 
 class SequenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -38,6 +54,13 @@ class SequenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     """Every token needs a mask first: see `Engine.provide_mask`."""
     embed: bool = False
     """Return the prompt's embedding instead of generating."""
+    score: ScoreRequest | None = None
+    """Read values along the prompt instead of generating."""
+
+    @property
+    def generates(self) -> bool:
+        """Tokens are sampled, not only read."""
+        return not self.embed and self.score is None
 
 
 class TopLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -88,6 +111,58 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """On the first output, when asked for."""
     embedding: bytes = b""
     """float32, for `embed` requests."""
+    values: bytes | None = None
+    """float32, for `score` requests."""
+
+
+class SampleArrays(msgspec.Struct, frozen=True, kw_only=True):
+    """One sample to train on: tokens with either a weight each or a target each."""
+
+    token_ids: bytes
+    """int32."""
+    weights: bytes = b""
+    """float32."""
+    targets: bytes = b""
+    """int32; only with the loss `Tangents`."""
+
+
+class TrainRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Add the gradient of one sample, or of one pair."""
+
+    instance: str
+    sides: tuple[SampleArrays, ...]
+    loss: Loss
+
+
+class OptimStepRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Move the weights by the mean gradient of the training calls before it; see the protocol's `OptimStep`."""
+
+    instance: str
+    lr: float
+    wd: float = 0.0
+    max_grad_norm: float = 1.0
+    skip_nan_gradients: bool = False
+
+
+class SaveRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Write an instance into a folder, whole or not at all."""
+
+    instance: str
+    folder: str
+    inference_only: bool = True
+    info: JsonObject = {}
+
+
+class Answer(Protocol):
+    """Whoever waits for a command that goes on after it was given. One of the two is called, once."""
+
+    def done(self, value: JsonObject) -> None:
+        """It succeeded."""
+        ...
+
+    def failed(self, error: HarmoniaError) -> None:
+        """It did not, and changed nothing."""
+        ...
 
 
 class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ Shapes: T tokens, R rows that sample, E features, V vocabulary, P tokens per blo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harmonia.engine.batch import Batch, Work
-from harmonia.engine.requests import TokenScore, TopLogprob
+from harmonia.engine.requests import TokenScore, TopLogprob, unpack_ids
 from harmonia.engine.sampler import Sampler
 from harmonia.kernels.attention import LayerCache, PagedLayout
 from harmonia.kernels.logprobs import token_logprobs, top_logprobs
@@ -22,6 +23,8 @@ from harmonia.models.decoder import Decoder
 
 _PROMPT_LOGPROB_ROWS = 64
 """Prompt positions scored at once; bounds the logits to 64 rows of the vocabulary."""
+_SCORED_ROWS = 128
+"""The same for `score` requests, which need no candidates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class Result:
     score: TokenScore | None = None
     embedding: bytes = b""
     prompt_scores: tuple[TokenScore, ...] = ()
+    values: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ class Launched:
     scores: _Scores | None
     prompt_scores: tuple[tuple[Work, _Scores], ...]
     embeddings: tuple[tuple[Work, Tensor], ...]
+    values: tuple[tuple[Work, Tensor], ...]
 
     def read(self) -> list[Result]:
         """Results of every sequence that gained something."""
@@ -76,6 +81,7 @@ class Launched:
             for row, (work, token_id) in enumerate(zip(self.generating, self.ids_R.tolist(), strict=True))
         ]
         results += [Result(work, embedding=row.numpy(force=True).tobytes()) for work, row in self.embeddings]
+        results += [Result(work, values=tuple(values.tolist())) for work, values in self.values]
         by_id = {work.sequence.request.seq_id: work for work, _ in self.prompt_scores}
         return results + [Result(by_id[seq_id], prompt_scores=tuple(scores)) for seq_id, scores in prompt.items()]
 
@@ -98,9 +104,9 @@ class Runner:
         hidden_TE = self.decoder(self._token_ids(batch), self._forward(batch))
         sampled = batch.sampled
         rows = batch.sample_rows_R
-        embedding = np.fromiter((work.sequence.request.embed for work in sampled), np.bool_, len(sampled))
-        generating = tuple(work for work in sampled if not work.sequence.request.embed)
-        ids_R, scored, scores = self._sample(hidden_TE, rows[~embedding], generating)
+        generates = np.fromiter((work.sequence.request.generates for work in sampled), np.bool_, len(sampled))
+        generating = tuple(work for work in sampled if work.sequence.request.generates)
+        ids_R, scored, scores = self._sample(hidden_TE, rows[generates], generating)
         return Launched(
             batch=batch,
             generating=generating,
@@ -113,6 +119,7 @@ class Runner:
                 for work, row in zip(sampled, rows.tolist(), strict=True)
                 if work.sequence.request.embed
             ),
+            values=tuple(self._values(hidden_TE, batch)),
         )
 
     def _token_ids(self, batch: Batch) -> Tensor:
@@ -166,6 +173,26 @@ class Runner:
                 targets = work.sequence.tokens[start + 1 : start + 1 + count].astype(np.int64)
                 scores.append((work, _score(logits_RV, self._to_device(targets), (num_top,) * count)))
         return tuple(scores)
+
+    def _values(self, hidden_TE: Tensor, batch: Batch) -> Iterator[tuple[Work, Tensor]]:
+        """What `score` requests read in this step."""
+        end = 0
+        for work in batch.work:
+            first, end = end, end + work.count
+            score = work.sequence.request.score
+            if score is None:
+                continue
+            all_rows = unpack_ids(score.rows)
+            picked = slice(*np.searchsorted(all_rows, (work.start, work.start + work.count)))
+            rows = self._to_device(all_rows[picked].astype(np.int64) + (first - work.start))
+            head = work.sequence.instance.head
+            if head is not None:
+                yield work, head.scores(hidden_TE[rows])
+                continue
+            targets = self._to_device(unpack_ids(score.targets)[picked].astype(np.int64))
+            parts = zip(rows.split(_SCORED_ROWS), targets.split(_SCORED_ROWS), strict=True)
+            logprobs = [token_logprobs(self.decoder.logits(hidden_TE[part]), ids) for part, ids in parts]
+            yield work, torch.cat(logprobs)
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)

@@ -52,6 +52,8 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_prefix_queries = 0
         self.num_prefix_hits = 0
+        self.admits_new = True
+        """False while an update of the weights waits for what has begun to end."""
         self._config = config
         self._budget = config.max_batch_tokens
         self._prefill_budget = config.max_prefill_tokens
@@ -169,7 +171,7 @@ class Scheduler:
         for index, sequence in enumerate(list(self.waiting)):
             if budget == 0 or not self._free_slots or num_tries == _MAX_BYPASS_TRIES:
                 break
-            if sequence.is_blocked:
+            if sequence.is_blocked or not (self.admits_new or sequence.has_begun):
                 continue
             count = self._try_start(sequence, budget)
             if count:
@@ -212,10 +214,10 @@ class Scheduler:
 
     def _match(self, sequence: Sequence) -> list[int] | None:
         """Cached blocks to start from; None when a running sequence is about to compute the next one."""
-        if not self._prefix_caching or sequence.sampling.prompt_logprobs is not None:
+        if not self._prefix_caching:
             return []
         sequence.extend_chain(self.pool.block_size)
-        usable = sequence.chain[: (sequence.num_tokens - 1) // self.pool.block_size]
+        usable = sequence.chain[: sequence.max_cached // self.pool.block_size]
         hits = self.pool.match(usable)
         if len(hits) < len(usable) and usable[len(hits)] in self._pending:
             return None

@@ -11,6 +11,7 @@ import numpy as np
 from harmonia.cache import extend_chain
 from harmonia.engine.requests import SequenceRequest, TokenScore, unpack_ids
 from harmonia.protocol.sampling import SamplingParams
+from harmonia.train.scalar_head import ScalarHead
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,16 @@ class Instance:
     parent: str | None = None
     created: int = 0
     """Unix seconds."""
+    head: ScalarHead | None = None
+    """Of a scoring model, frozen at this version."""
+    lineage: str | None = None
+    """What tells this adapter from others that bear or bore its name; None without an adapter."""
+    is_snapshot: bool = False
+
+    @property
+    def is_adapter(self) -> bool:
+        """It differs from the bare backbone."""
+        return self.adapter_slot is not None
 
 
 class State(Enum):
@@ -71,13 +82,15 @@ class Sequence:
     last_token_s: float | None = None
     cached_tokens: int = 0
     prompt_scores: list[TokenScore] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    """What a `score` request read so far."""
 
     @staticmethod
     def create(request: SequenceRequest, instance: Instance, eos_ids: frozenset[int], max_seq_len: int) -> Sequence:
         """A waiting sequence with room for its longest answer."""
         prompt = unpack_ids(request.token_ids)
         sampling = request.sampling
-        room = 0 if request.embed else max_seq_len - len(prompt)
+        room = max_seq_len - len(prompt) if request.generates else 0
         max_new = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
         tokens = np.empty(len(prompt) + max_new, dtype=np.int32)
         tokens[: len(prompt)] = prompt
@@ -118,9 +131,9 @@ class Sequence:
         """It must not be scheduled now: paused, complete once read, or in need of what is still in flight."""
         if self.held:
             return True
-        if self.num_sampling and (self.request.embed or self.needs_history or self.state is State.WAITING):
+        if self.num_sampling and (not self.request.generates or self.needs_history or self.state is State.WAITING):
             return True
-        if self.num_total >= self.max_total and not self.request.embed:
+        if self.num_total >= self.max_total and self.request.generates:
             return True
         return self.request.constrained and self.num_generated + self.num_sampling not in self.masks
 
@@ -135,6 +148,26 @@ class Sequence:
         """Nothing was generated yet."""
         return self.num_tokens == self.num_prompt
 
+    @property
+    def has_begun(self) -> bool:
+        """It is bound to the version of its instance."""
+        return self.state is State.RUNNING or self.epoch > 0
+
+    @property
+    def max_cached(self) -> int:
+        """Tokens that may come from the cache: whatever is read of the others must be computed."""
+        if self.sampling.prompt_logprobs is not None:
+            return 0
+        if self.request.score is not None:
+            return self.request.score.first_row
+        return self.num_tokens - 1
+
+    def rebase(self, instance: Instance) -> None:
+        """Take a newer version of its instance, before anything was computed."""
+        assert not self.has_begun
+        self.instance = instance
+        self.chain.clear()
+
     def extend_chain(self, block_size: int) -> None:
         """Bring the chain of block keys up to the known tokens."""
         extend_chain(self.chain, self.instance.root, self.tokens[: self.num_tokens], block_size)
@@ -147,4 +180,5 @@ class Sequence:
         self.num_computed = self.num_published = 0
         if self.awaits_first_token:
             self.prompt_scores.clear()
+            self.values.clear()
         return blocks

@@ -38,6 +38,8 @@ def make_engine(decoder: Decoder) -> MakeEngine:
             cache=CacheConfig(kv_cache_len=num_blocks * 4, block_size=4),
             scheduler=SchedulerConfig(**{"max_batch_tokens": 24, "max_running": 4, "reserve_blocks": 1, **scheduler}),
         )
-        return Engine(Backbone("base", decoder, make_plan("tiny", MODEL, config)))
+        backbone = Backbone("base", decoder, make_plan("tiny", MODEL, config))
+        backbone.add_bare("base")
+        return Engine(backbone)
 
     return make

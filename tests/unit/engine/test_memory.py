@@ -31,7 +31,7 @@ BIG = msgspec.structs.replace(
 @pytest.fixture(autouse=True)
 def free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with 16 GiB free, whatever this one has."""
-    monkeypatch.setattr(memory, "_free_bytes", lambda device: 16 * GIB)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 16 * GIB)
 
 
 def config(**kwargs: object) -> EngineConfig:
@@ -48,7 +48,7 @@ def test_an_automatic_cache_fits() -> None:
 
 
 def test_the_automatic_cache_shrinks_with_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_free_bytes", lambda device: 9 * GIB)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 9 * GIB)
     small = make_plan("m", msgspec.structs.replace(BIG, num_kv_heads=32, head_dim=64), config())
     assert small.memory.fits
     assert small.memory.kv_cache_len < CacheConfig().default_kv_cache_len
@@ -71,7 +71,7 @@ def test_a_cache_too_large_is_refused_with_a_lever_that_works() -> None:
 
 
 def test_weights_too_large_name_what_would_help(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_free_bytes", lambda device: 2 * GIB)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2 * GIB)
     with pytest.raises(InsufficientMemoryError, match=r"int8 saves .* GiB") as refused:
         make_plan("m", BIG, config()).memory.require()
     assert "smaller model" in refused.value.message

@@ -1,0 +1,369 @@
+"""Instances of one engine: made, trained, cloned, saved, loaded, removed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import torch
+
+from harmonia.engine.backbone import Backbone
+from harmonia.engine.engine import Engine
+from harmonia.engine.memory import InstanceNeed, Plan
+from harmonia.engine.requests import Answer, OptimStepRequest, SampleArrays, SaveRequest, TrainRequest, unpack_ids
+from harmonia.engine.saving import Saver
+from harmonia.engine.training import Barrier, Trainer, mean_loss
+from harmonia.errors import HarmoniaError, InvalidRequestError
+from harmonia.log import get_logger
+from harmonia.models.export import read_scalar_head
+from harmonia.models.peft import SavedAdapter, read_saved_adapter
+from harmonia.protocol.base import JsonObject
+from harmonia.protocol.instances import InstanceInfo, SpawnSpec
+from harmonia.protocol.losses import LAST_TOKEN, Loss, Tangents
+from harmonia.train.samples import Sample
+from harmonia.train.scalar_head import ScalarHead
+from harmonia.train.weights import TrainedAdapter, TrainedBackbone, copy_decoder, random_adapter
+
+log = get_logger(__name__)
+
+
+class Instances:
+    """The instances on one backbone, beyond what serving needs to know of them."""
+
+    def __init__(self, engine: Engine, path: str) -> None:
+        """path: of the base model."""
+        self.engine = engine
+        self.path = path
+        self.is_permanent = False
+        """Its bare backbone is served for good."""
+        self.needs: dict[str, InstanceNeed] = {}
+        self._specs: dict[str, SpawnSpec] = {}
+        self._saver = Saver(engine.backbone, path)
+
+    # --------------------------------------------------------------------------------------------- making
+
+    def add(self, name: str, spec: SpawnSpec, need: InstanceNeed) -> None:
+        """Make an instance whose memory was planned. Errors leave everything as it was."""
+        backbone = self.engine.backbone
+        backbone.check_free(name)
+        saved = self._saver.read_adapter(Path(spec.path)) if spec.path != self.path else None
+        head = self._head(spec, saved)
+        if need.rank:
+            self._add_adapter(name, spec, need, saved, head)
+        else:
+            backbone.add_bare(name, head)
+            if need.mode == "training":
+                self._train(name, TrainedBackbone(backbone.decoder, head), need)
+        self.adopt(name, spec, need)
+
+    def adopt(self, name: str, spec: SpawnSpec, need: InstanceNeed) -> None:
+        """Keep the books of an instance that the backbone has already."""
+        self.needs[name], self._specs[name] = need, spec
+
+    def _add_adapter(
+        self, name: str, spec: SpawnSpec, need: InstanceNeed, saved: SavedAdapter | None, head: ScalarHead | None
+    ) -> None:
+        backbone = self.engine.backbone
+        backbone.check_adapter_limit(name)
+        bank = backbone.bank
+        bank.reserve(need.copies, need.rank)
+        if saved is None:
+            slot = random_adapter(bank, name, self._targets(spec), spec.adapter.seed)
+        else:
+            slot = bank.load(name, saved.matrices)
+        backbone.add_adapter(name, slot, head=head)
+        if need.mode == "training":
+            slots = slot, bank.copy_slot(slot, name)
+            self._train(name, TrainedAdapter(bank, slots, head), need)
+
+    def _train(self, name: str, weights: TrainedAdapter | TrainedBackbone, need: InstanceNeed) -> None:
+        assert need.max_batch_size is not None
+        self.engine.training.add(Trainer(name, weights, need.max_batch_size))
+
+    def _targets(self, spec: SpawnSpec) -> dict[str, tuple[int, float]]:
+        """(rank, scale) of a new adapter by path."""
+        adapter = spec.adapter
+        alpha = 2.0 * adapter.rank if adapter.alpha is None else adapter.alpha
+        decoder = self.engine.backbone.decoder
+        paths = [f"model.layers.{target.layer}.{target.path}" for target in decoder.linears()]
+        names = {path.rpartition(".")[2] for path in paths}
+        unknown = set(adapter.targets) - names
+        if unknown:
+            raise InvalidRequestError(
+                f"adapter targets {sorted(unknown)} do not exist in this model; it has {sorted(names)}", field="targets"
+            )
+        wanted = set(adapter.targets) or names
+        return {path: (adapter.rank, alpha / adapter.rank) for path in paths if path.rpartition(".")[2] in wanted}
+
+    def _head(self, spec: SpawnSpec, saved: SavedAdapter | None) -> ScalarHead | None:
+        """The scalar head that was saved, or a new one if one is wanted."""
+        backbone = self.engine.backbone
+        size = backbone.decoder.config.hidden_size
+        stored = saved.scalar_head if saved is not None else None
+        if saved is None and backbone.source is not None:
+            stored = read_scalar_head(backbone.source)
+        if stored is not None and (spec.scalar_head or saved is not None):
+            head = ScalarHead.loaded(stored, size)
+            head.weight_E = head.weight_E.to(backbone.device)
+            return head
+        return ScalarHead.zeros(size, backbone.device) if spec.scalar_head else None
+
+    # -------------------------------------------------------------------------------------------- training
+
+    def train(self, request: TrainRequest, answer: Answer) -> None:
+        """Queue a training call; what is wrong with it is raised here."""
+        trainer = self.trainer(request.instance)
+        vocab_size = self.engine.backbone.decoder.config.vocab_size
+        trainer.add(tuple(_sample(side, request.loss, vocab_size) for side in request.sides), request.loss, answer)
+
+    def optim_step(self, request: OptimStepRequest, answer: Answer) -> None:
+        """Queue an optimizer step behind the calls before it."""
+        for name in ("lr", "wd", "max_grad_norm"):
+            value = getattr(request, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InvalidRequestError(f"{name} must be a finite number of at least 0, got {value}", field=name)
+        trainer = self.trainer(request.instance)
+        self._queue(trainer, answer, lambda: self._step(trainer, request), changes=True)
+
+    def set_optim_step(self, name: str, step: int, answer: Answer) -> None:
+        """Set the number of steps done."""
+        if step < 0:
+            raise InvalidRequestError(f"optim_step counts from 0, got {step}", field="step")
+        trainer = self.trainer(name)
+
+        def run() -> JsonObject:
+            trainer.weights.parameters.num_steps = step
+            return {}
+
+        self._queue(trainer, answer, run, changes=False)
+
+    def _step(self, trainer: Trainer, request: OptimStepRequest) -> JsonObject:
+        if trainer.num_samples == 0:
+            raise InvalidRequestError(f"optim_step of {trainer.name!r} without a train_* call since the last one")
+        parameters = trainer.weights.parameters
+        metrics = {
+            "loss": mean_loss(trainer),
+            "num_tokens": float(trainer.num_tokens),
+            "num_samples": float(trainer.num_samples),
+            "lr": request.lr,
+        }
+        metrics["grad_norm"] = parameters.step(
+            lr=request.lr, wd=request.wd, max_grad_norm=request.max_grad_norm, num_samples=trainer.num_samples
+        )
+        trainer.drop_sums()
+        if math.isfinite(metrics["grad_norm"]):
+            self._publish(trainer)
+        elif request.skip_nan_gradients:
+            log.warning("Skipping optimizer step due to NaN gradients: %s", trainer.name)
+            metrics["skipped"] = 1.0
+        else:
+            raise InvalidRequestError(
+                f"the gradient of {trainer.name!r} is {metrics['grad_norm']} (mean loss {metrics['loss']:g} over "
+                f"{metrics['num_samples']:.0f} samples): the step was not taken and the gradient is dropped; look for "
+                "NaN in rewards or advantages, or pass skip_nan_gradients=True"
+            )
+        return {"metrics": metrics, **self._progress(trainer)}
+
+    def _publish(self, trainer: Trainer) -> None:
+        """Serve the masters as the next version."""
+        weights = trainer.weights
+        weights.publish()
+        head = None if weights.head is None else ScalarHead(weights.head.weight_E.detach().clone())
+        self.engine.advance(trainer.name, weights.slot, head)
+
+    def _progress(self, trainer: Trainer) -> JsonObject:
+        version = self.engine.backbone.instance(trainer.name).version
+        return {"version": version, "optim_step": trainer.weights.parameters.num_steps}
+
+    def _queue(self, trainer: Trainer, answer: Answer, run: Callable[[], JsonObject], *, changes: bool) -> None:
+        """changes: the command overwrites what sequences in flight may read."""
+
+        idle_is_backbone = changes and trainer.weights.idle_slot is None
+
+        def is_blocked() -> bool:
+            if self._saver.is_busy:  # the file must hold one version
+                return True
+            idle = trainer.weights.idle_slot
+            return changes and (self.engine.has_begun_sequences if idle is None else self.engine.is_slot_used(idle))
+
+        trainer.queue.append(Barrier(answer, run, is_blocked, needs_quiet=idle_is_backbone))
+
+    # ------------------------------------------------------------------------------------------ save, load
+
+    def save(self, request: SaveRequest, answer: Answer) -> None:
+        """Write an instance into a folder, in a thread: serving goes on meanwhile."""
+        trainer = self.engine.training.trainers.get(request.instance)
+        self.engine.backbone.instance(request.instance)
+        if trainer is not None:
+            later = _Later(answer)
+            self._queue(trainer, later, lambda: self._begin_saving(request, trainer, answer), changes=False)
+        elif request.inference_only:
+            self._begin_saving(request, None, answer)
+        else:
+            raise InvalidRequestError(
+                f"{request.instance!r} is not in training and has no optimizer state; save it with inference_only=True"
+            )
+
+    def _begin_saving(self, request: SaveRequest, trainer: Trainer | None, answer: Answer) -> JsonObject:
+        instance = self.engine.backbone.instance(request.instance)
+        parameters = None if trainer is None or request.inference_only else trainer.weights.parameters
+        self._saver.begin(request, instance, parameters, answer)
+        return {}
+
+    def load(self, name: str, path: str, answer: Answer) -> None:
+        """Replace an instance's weights in place, behind the calls before it."""
+        trainer = self.trainer(name)
+        self._queue(trainer, answer, lambda: self._load(trainer, Path(path)), changes=True)
+
+    def _load(self, trainer: Trainer, path: Path) -> JsonObject:
+        self._saver.restore(trainer.weights, path)
+        trainer.drop_sums()
+        self._publish(trainer)
+        return self._progress(trainer)
+
+    # ---------------------------------------------------------------------------------------- other business
+
+    def trainer(self, name: str) -> Trainer:
+        """The training state of an instance; `InvalidRequestError` if it is not in training."""
+        self.engine.backbone.instance(name)
+        found = self.engine.training.trainers.get(name)
+        if found is None:
+            raise InvalidRequestError(f"{name!r} was spawned for inference; spawn_train gives one that can be trained")
+        return found
+
+    def after_calls(self, name: str, answer: Answer, run: Callable[[], JsonObject]) -> None:
+        """Run something once the calls of an instance before it are done."""
+        trainer = self.engine.training.trainers.get(name)
+        if trainer is None:
+            answer.done(run())
+        else:
+            self._queue(trainer, answer, run, changes=False)
+
+    def snapshot(self, name: str, copy: str, need: InstanceNeed) -> None:
+        """A frozen copy of an adapter or of the bare backbone."""
+        if need.rank:
+            self.engine.backbone.bank.reserve(need.copies, need.rank)
+        self.engine.backbone.add_snapshot(copy, self.engine.backbone.instance(name))
+        self.adopt(copy, msgspec.structs.replace(self._specs[name], mode="inference"), need)
+
+    def copied(self, name: str, need: InstanceNeed, spec: SpawnSpec, plan: Plan) -> Instances:
+        """A frozen copy of a whole backbone that is trained under `name`, with one instance on it."""
+        old = self.engine.backbone
+        decoder = copy_decoder(old.decoder, plan.max_seq_len)
+        backbone = Backbone(f"{self.path}#{need.name}", decoder, plan, source=old.source)
+        backbone.add_bare(need.name, old.instance(name).head)
+        new = Instances(Engine(backbone), self.path)
+        new.adopt(need.name, spec, need)
+        return new
+
+    def remove(self, name: str) -> None:
+        """Free an instance; what runs or waits for it fails."""
+        trainer = self.engine.training.trainers.get(name)
+        idle_slot = None if trainer is None else trainer.weights.idle_slot
+        self.engine.training.remove(name)
+        self.engine.remove_instance(name)
+        if idle_slot is not None:
+            self.engine.backbone.bank.unload(idle_slot)
+        del self.needs[name], self._specs[name]
+
+    def info(self, name: str) -> InstanceInfo:
+        """What an instance is."""
+        instance, need, spec = self.engine.backbone.instance(name), self.needs[name], self._specs[name]
+        trainer = self.engine.training.trainers.get(name)
+        return InstanceInfo(
+            name=name,
+            path=spec.path,
+            backbone=self.engine.backbone.key,
+            mode=need.mode,
+            version=instance.version,
+            is_adapter=instance.is_adapter,
+            is_scalar=instance.head is not None,
+            max_seq_len=self.engine.plan.max_seq_len,
+            max_batch_size=need.max_batch_size,
+            optim_step=0 if trainer is None else trainer.weights.parameters.num_steps,
+        )
+
+    @property
+    def is_busy(self) -> bool:
+        """A save is being written."""
+        return self._saver.is_busy
+
+    def poll(self) -> None:
+        """Tell of saves that ended."""
+        self._saver.poll()
+
+    def close(self) -> None:
+        """Let the thread end, after what it writes."""
+        self._saver.close()
+
+
+class _Later:
+    """Passes failures on; success is told by whoever goes on."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+
+    def done(self, value: JsonObject) -> None:
+        """The work has only begun."""
+
+    def failed(self, error: HarmoniaError) -> None:
+        """It will not begin."""
+        self._answer.failed(error)
+
+
+def instance_need(name: str, spec: SpawnSpec, max_rank: int, *, is_adapter: bool) -> InstanceNeed:
+    """What an instance takes beside the backbone; `InvalidRequestError` for a specification that contradicts itself.
+
+    is_adapter: the path holds an adapter.
+    """
+    if is_adapter and spec.use_adapter is False:
+        raise InvalidRequestError(
+            f"{spec.path} is an adapter, so with_adapter(False) cannot be: leave it out, or spawn its base model",
+            field="use_adapter",
+        )
+    if spec.tp != 1:
+        raise InvalidRequestError(f"tp={spec.tp}: this worker runs on one device; use tp=1", field="tp")
+    trains = spec.mode == "training"
+    if trains and (spec.max_batch_size is None or spec.max_batch_size < 1):
+        raise InvalidRequestError(
+            f"max_batch_size must be a positive number of tokens, got {spec.max_batch_size}", field="max_batch_size"
+        )
+    rank, targets = 0, tuple[str, ...]()
+    if is_adapter:
+        saved = read_saved_adapter(spec.path, max_rank=max_rank)
+        rank = max(lora.a_rK.shape[0] for lora in saved.matrices.values())
+        targets = tuple(sorted({path.rpartition(".")[2] for path in saved.matrices}))
+    elif spec.use_adapter:
+        rank, targets = spec.adapter.rank, spec.adapter.targets
+        if not 1 <= rank <= max_rank:
+            raise InvalidRequestError(
+                f"adapter rank must be between 1 and {max_rank}, got {rank}; --max-adapter-rank raises the limit",
+                field="rank",
+            )
+    return InstanceNeed(
+        name=name,
+        mode=spec.mode,
+        max_batch_size=spec.max_batch_size if trains else None,
+        rank=rank,
+        targets=targets,
+        full=trains and not rank,
+        scalar=spec.scalar_head,
+        copies=2 if trains else 1,
+    )
+
+
+def _sample(side: SampleArrays, loss: Loss, vocab_size: int) -> Sample:
+    token_ids = unpack_ids(side.token_ids)
+    targets = unpack_ids(side.targets)
+    for ids in (token_ids, targets):
+        bad = ids[(ids < 0) | (ids >= vocab_size)]
+        if len(bad):
+            raise InvalidRequestError(f"token id {int(bad[0])} is outside the vocabulary of {vocab_size}")
+    if isinstance(loss, Tangents):
+        return Sample.from_tangents(token_ids, targets, loss.tangents)
+    if isinstance(loss, LAST_TOKEN):
+        return Sample.last_token(token_ids)
+    weights = torch.frombuffer(bytearray(side.weights), dtype=torch.float32) if side.weights else torch.zeros(0)
+    return Sample.from_weighted(token_ids, weights.numpy())

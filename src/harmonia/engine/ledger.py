@@ -1,0 +1,80 @@
+"""Who was promised how much of the device's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from harmonia.config import EngineConfig
+from harmonia.engine.instances import Instances
+from harmonia.engine.memory import InstanceNeed, Plan, make_plan
+from harmonia.models.source import ModelSource
+from harmonia.protocol.instances import SpawnSpec
+
+
+class Promise(Protocol):
+    """A backbone on its way."""
+
+    plan: Plan
+
+
+class Ledger:
+    """Plans each backbone within what the others leave."""
+
+    def __init__(self, config: EngineConfig, lanes: Sequence[Instances], loads: Sequence[Promise]) -> None:
+        """lanes, loads: the runtime's own lists, of which this keeps account."""
+        self._config = config
+        self._lanes = lanes
+        self._loads = loads
+        self._capacity: int | None = None
+        """Bytes for everything, measured before the first backbone is loaded."""
+
+    def plan_served(self, source: ModelSource) -> Plan:
+        """The plan of the backbone that is served for good, as configured."""
+        return self._plan(source, self._config, ())
+
+    def plan_new(self, source: ModelSource, spec: SpawnSpec, need: InstanceNeed) -> Plan:
+        """The plan of a backbone that is read for an instance."""
+        own = self._config
+        config = msgspec.structs.replace(
+            own,
+            cache=msgspec.structs.replace(own.cache, kv_cache_len=spec.kv_cache_len or own.cache.kv_cache_len),
+            max_seq_len=spec.max_seq_len or own.max_seq_len,
+            precision=spec.precision or own.precision,
+            adapter_rank_budget=0,
+        )
+        return self._plan(source, config, (need,))
+
+    def replan(self, lane: Instances, need: InstanceNeed | None, kv_cache_len: int | None = None) -> Plan:
+        """The plan of a loaded backbone with one more instance, and perhaps a larger cache."""
+        backbone = lane.engine.backbone
+        config = backbone.plan.config
+        if kv_cache_len is not None and kv_cache_len > backbone.pool.num_blocks * backbone.pool.block_size:
+            cache = msgspec.structs.replace(config.cache, kv_cache_len=kv_cache_len)
+            config = msgspec.structs.replace(config, cache=cache)
+        plan = make_plan(
+            Path(lane.path).name,
+            backbone.source or backbone.decoder.config,
+            config,
+            available=self._room_beside(lane),
+            needs=(*lane.needs.values(), *(() if need is None else (need,))),
+            num_blocks=backbone.pool.num_blocks,
+        )
+        # Position and block tables were made for the sequences of the first plan.
+        return msgspec.structs.replace(plan, max_seq_len=backbone.plan.max_seq_len)
+
+    def _plan(self, source: ModelSource, config: EngineConfig, needs: tuple[InstanceNeed, ...]) -> Plan:
+        plan = make_plan(source.path.name, source, config, available=self._room_beside(None), needs=needs)
+        if self._capacity is None:
+            self._capacity = plan.memory.available_bytes
+        return plan
+
+    def _room_beside(self, lane: Instances | None) -> int | None:
+        """Bytes that one backbone may use beside what the others were promised; None before the first."""
+        if self._capacity is None:
+            return None
+        plans = [item.engine.plan for item in self._lanes if item is not lane] + [load.plan for load in self._loads]
+        return self._capacity - sum(plan.memory.total_bytes for plan in plans)

@@ -1,0 +1,140 @@
+"""What instances need beside the backbone that they share, counted before they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from harmonia.config import EngineConfig, SchedulerConfig
+from harmonia.errors import InvalidRequestError
+from harmonia.layers.linear import WeightFormat
+from harmonia.models import ModelConfig
+from harmonia.models.sizes import (
+    activation_bytes,
+    logits_bytes,
+    lora_bytes_per_rank,
+    lora_parameters,
+    num_parameters,
+    weight_bytes,
+)
+from harmonia.train.footprint import Footprint, Trained, footprint
+from harmonia.train.parameters import num_state_bytes
+
+_FP32_BYTES = 4
+
+
+class PlanRow(msgspec.Struct, frozen=True):
+    """One line of the table."""
+
+    name: str
+    num_bytes: int
+    note: str = ""
+
+
+class InstanceNeed(msgspec.Struct, frozen=True, kw_only=True):
+    """What one instance asks of a backbone."""
+
+    name: str
+    mode: Literal["inference", "training"] = "inference"
+    max_batch_size: int | None = None
+    """Tokens of one micro-batch; training only."""
+    rank: int = 0
+    """Of its adapter; 0: none."""
+    targets: tuple[str, ...] = ()
+    """Last names of the projections with an adapter; empty: every one."""
+    full: bool = False
+    """Trains every weight; in inference, a frozen copy of every weight."""
+    scalar: bool = False
+    """Has a scalar head."""
+    copies: int = 1
+    """Places that its adapter takes in the bank: 2 in training, where the next version is written beside the present."""
+
+    @property
+    def trains(self) -> bool:
+        """It is in training."""
+        return self.mode == "training"
+
+
+def check_needs(needs: Sequence[InstanceNeed]) -> None:
+    """Raise `InvalidRequestError` for an instance that cannot be."""
+    for need in needs:
+        if need.trains and (need.max_batch_size is None or need.max_batch_size < 1):
+            raise InvalidRequestError(
+                f"{need.name!r} trains, and its max_batch_size is {need.max_batch_size}: give the tokens of one "
+                "micro-batch, at least 1",
+                field="max_batch_size",
+            )
+        if need.rank < 0:
+            raise InvalidRequestError(
+                f"{need.name!r} has rank {need.rank}: give 1 or more, or 0 for none", field="rank"
+            )
+
+
+def rank_rows(config: EngineConfig, needs: Sequence[InstanceNeed]) -> int:
+    """Rows of the bank: those of named adapters that may be loaded, and those of instances."""
+    named = config.adapter_rank_budget if config.max_adapters else 0
+    return named + sum(need.rank * need.copies for need in needs)
+
+
+def bank_row(model: ModelConfig, config: EngineConfig, fmt: WeightFormat, needs: Sequence[InstanceNeed]) -> PlanRow:
+    """The adapter bank."""
+    rows = rank_rows(config, needs)
+    return PlanRow("adapters", rows * lora_bytes_per_rank(model, fmt), f"{rows} rank rows")
+
+
+def instance_rows(model: ModelConfig, fmt: WeightFormat, needs: Sequence[InstanceNeed]) -> list[PlanRow]:
+    """What each instance has for itself: masters, gradients, moments; heads; a copy of the weights."""
+    rows = []
+    for need in needs:
+        if need.trains:
+            numbers = trained_numbers(model, need)
+            own = not need.full or fmt.dtype.itemsize != _FP32_BYTES
+            what = "masters, gradients, moments" if own else "gradients, moments"
+            size = num_state_bytes(numbers, own_masters=own)
+            rows.append(PlanRow(f"{need.name}: optimizer", size, f"{what} of {numbers:,} numbers"))
+        elif need.full:
+            size = need.copies * sum(weight_bytes(model, fmt).values())
+            rows.append(PlanRow(f"{need.name}: weights", size, "a frozen copy"))
+    return rows
+
+
+def trained_numbers(model: ModelConfig, need: InstanceNeed) -> int:
+    """How many numbers an instance trains."""
+    head = model.hidden_size if need.scalar else 0
+    if need.full:
+        return num_parameters(model, with_head=not need.scalar) + head
+    return (need.rank * lora_parameters(model, need.targets) if need.rank else 0) + head
+
+
+def training_footprint(model: ModelConfig, fmt: WeightFormat, needs: Sequence[InstanceNeed]) -> Footprint | None:
+    """One micro-batch, of the largest `max_batch_size`, with gradients to everything that any instance trains."""
+    sizes = [need.max_batch_size or 0 for need in needs if need.trains]
+    if not sizes:
+        return None
+    return footprint(model, fmt, max(sizes), _trained(needs))
+
+
+def _trained(needs: Sequence[InstanceNeed]) -> Trained:
+    training = [need for need in needs if need.trains]
+    chosen = [need.targets for need in training if need.rank]
+    targets = (
+        None if not chosen else () if () in chosen else tuple(sorted({name for names in chosen for name in names}))
+    )
+    return Trained(any(need.full for need in training), targets)
+
+
+def working_row(
+    model: ModelConfig, fmt: WeightFormat, scheduler: SchedulerConfig, training: Footprint | None
+) -> PlanRow:
+    """Memory that steps and slices, which never run at the same time, take and give back."""
+    assert scheduler.max_batch_tokens is not None
+    tokens, running = scheduler.max_batch_tokens, scheduler.max_running
+    kinds = {
+        f"a step of {tokens} tokens": activation_bytes(model, fmt, tokens),
+        f"sampling for {running} sequences": logits_bytes(model, running),
+        "a slice of training": 0 if training is None else training.slice,
+    }
+    note = max(kinds, key=lambda kind: kinds[kind])
+    return PlanRow("activations", kinds[note], f"most in {note}")

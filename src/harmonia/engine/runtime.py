@@ -1,0 +1,339 @@
+"""Everything on one device: any number of backbones, served and trained in turns, in memory that was planned."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import torch
+
+from harmonia.config import EngineConfig
+from harmonia.engine.backbone import Backbone
+from harmonia.engine.engine import Engine
+from harmonia.engine.insight import describe, merged_stats
+from harmonia.engine.instances import Instances, instance_need
+from harmonia.engine.ledger import Ledger
+from harmonia.engine.loading import Load, Loader, PendingSpawn, Share
+from harmonia.engine.memory import InstanceNeed, Plan
+from harmonia.engine.pacing import Pacer
+from harmonia.engine.requests import (
+    Answer,
+    EngineDescription,
+    OptimStepRequest,
+    SaveRequest,
+    SequenceOutput,
+    SequenceRequest,
+    TrainRequest,
+)
+from harmonia.engine.stats import EngineStats
+from harmonia.errors import HarmoniaError, InvalidRequestError, UnknownModelError
+from harmonia.models.source import adapter_base, open_model
+from harmonia.protocol.base import JsonObject
+from harmonia.protocol.instances import SpawnSpec
+
+_POLL_S = 0.01
+"""How often to look at threads that load or save."""
+
+
+class Runtime:
+    """Backbones and the instances on them. Single-threaded: one caller steps it and talks to it."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        """A bare one: `spawn` brings models."""
+        self._config = config
+        self._lanes: list[Instances] = []
+        self._shared: dict[tuple[str, str], Instances] = {}
+        """Backbones that nobody changes, by (path, precision)."""
+        self._loader = Loader()
+        self._pacer = Pacer(config.scheduler.training_share)
+        self._next_lane = 0
+        self._idle = False
+        self._ledger = Ledger(config, self._lanes, self._loader.loads)
+
+    @staticmethod
+    def load(model: str, key: str, config: EngineConfig, progress: Share | None = None) -> Runtime:
+        """With one backbone, served under `key` for good.
+
+        Raises `InsufficientMemoryError` before anything large is allocated, `UnsupportedModelError` for broken files.
+        """
+        runtime = Runtime(config)
+        path = str(Path(model).resolve())
+        source = open_model(path)
+        plan = runtime._ledger.plan_served(source)
+        plan.memory.require()
+        lane = Instances(Engine(Backbone.read(source, key, plan, progress)), path)
+        lane.add(key, SpawnSpec(path=path), InstanceNeed(name=key, mode="inference"))
+        lane.is_permanent = True
+        runtime._lanes.append(lane)
+        runtime._shared[path, config.precision] = lane
+        return runtime
+
+    # --------------------------------------------------------------------------------------------- the loop
+
+    def step(self) -> list[SequenceOutput]:
+        """One step of every backbone that has something to serve, and a slice of training if there is time for it."""
+        self._poll()
+        outputs: list[SequenceOutput] = []
+        started, served = time.perf_counter(), False
+        for lane in self._lanes:
+            if lane.engine.has_work:
+                outputs += lane.engine.step()
+                served |= not lane.engine.stalled
+        if served:
+            self._pacer.served(time.perf_counter() - started)
+        trained = (not served or self._pacer.may_train) and self._train(beside_serving=served)
+        self._idle = not (served or trained or outputs)
+        return outputs
+
+    def _train(self, *, beside_serving: bool) -> bool:
+        """One slice, of each backbone in turn: whether there was one."""
+        for _ in self._lanes:
+            self._next_lane = (self._next_lane + 1) % len(self._lanes)
+            engine = self._lanes[self._next_lane].engine
+            if engine.training.is_ready():
+                started = time.perf_counter()
+                engine.training.run_slice()
+                if engine.backbone.device.type == "cuda":
+                    torch.cuda.current_stream().synchronize()
+                self._pacer.trained(time.perf_counter() - started, beside_serving=beside_serving)
+                return True
+        return False
+
+    @property
+    def has_work(self) -> bool:
+        """Something is served, trained, loaded or saved."""
+        return bool(self._loader.loads) or any(
+            lane.engine.has_work or lane.engine.training.has_work or lane.is_busy for lane in self._lanes
+        )
+
+    @property
+    def stalled(self) -> bool:
+        """The last step could run nothing: everything waits for a mask, for more calls, or for a thread."""
+        return self._idle
+
+    @property
+    def next_deadline_s(self) -> float | None:
+        """Monotonic time at which `step` must be called even if nothing else happens."""
+        times = [lane.engine.next_deadline_s for lane in self._lanes]
+        times += [lane.engine.training.wake_s() for lane in self._lanes]
+        if self._loader.loads or any(lane.is_busy for lane in self._lanes):
+            times.append(time.monotonic() + _POLL_S)
+        return min((moment for moment in times if moment is not None), default=None)
+
+    # --------------------------------------------------------------------------------------------- requests
+
+    def add(self, request: SequenceRequest) -> None:
+        """Queue a request on the backbone of its model."""
+        self._lane_of(request.model).engine.add(request)
+
+    def cancel(self, seq_id: int) -> None:
+        """Drop a sequence; its blocks are free at once."""
+        for lane in self._lanes:
+            lane.engine.cancel(seq_id)
+
+    def hold(self, seq_id: int) -> None:
+        """Pause a sequence until `release`."""
+        for lane in self._lanes:
+            lane.engine.hold(seq_id)
+
+    def release(self, seq_id: int) -> None:
+        """Go on with a paused sequence."""
+        for lane in self._lanes:
+            lane.engine.release(seq_id)
+
+    def provide_mask(self, seq_id: int, num_generated: int, mask: bytes) -> None:
+        """Allowed tokens, one bit each, for the token after `num_generated` generated ones."""
+        for lane in self._lanes:
+            lane.engine.provide_mask(seq_id, num_generated, mask)
+
+    def close_session(self, session_id: str) -> None:
+        """Give up a session's claim on its cache blocks."""
+        for lane in self._lanes:
+            lane.engine.close_session(session_id)
+
+    # -------------------------------------------------------------------------------------------- instances
+
+    def spawn(self, name: str, spec: SpawnSpec, answer: Answer, progress: Share) -> None:
+        """Make an instance; reads its backbone in a thread unless one is loaded that it can share."""
+        self._check_name(name)
+        base, precision, need = self._resolve(name, spec)
+        spawn = PendingSpawn(name, spec, need, answer, progress)
+        lane = None if need.full else self._shared.get((base, precision))
+        if lane is not None:
+            value = self._place(lane, spawn)
+            progress(1.0)
+            answer.done(value)
+            return
+        load = None if need.full else self._loader.find(base, precision)
+        if load is None:
+            source = open_model(base)
+            plan = self._ledger.plan_new(source, spec, need)
+            plan.memory.require()
+            load = self._loader.start(base, precision, source, plan, own_name=name if need.full else None)
+        load.waiting.append(spawn)
+
+    def plan_spawn(self, spec: SpawnSpec) -> JsonObject:
+        """The memory plan that a spawn would have, whether it fits or not."""
+        base, precision, need = self._resolve("", spec)
+        lane = None if need.full else self._shared.get((base, precision))
+        if lane is not None:
+            return self._ledger.replan(lane, need, spec.kv_cache_len).memory.to_dict()
+        return self._ledger.plan_new(open_model(base), spec, need).memory.to_dict()
+
+    def clone(self, instance: str, name: str, answer: Answer) -> None:
+        """A frozen snapshot of an instance, behind the calls before it."""
+        self._check_name(name)
+        lane = self._lane_of(instance)
+        lane.after_calls(instance, answer, lambda: self._clone(lane, instance, name))
+
+    def dealloc(self, instance: str) -> None:
+        """Free an instance, and its backbone when it was the last one on it."""
+        lane = self._lane_of(instance)
+        if lane.is_permanent and instance == lane.engine.backbone.key:
+            raise InvalidRequestError(f"{instance!r} is what this worker serves; it stays")
+        lane.remove(instance)
+        if lane.needs:
+            self._adopt(lane, self._ledger.replan(lane, None))
+        else:
+            self._close_lane(lane)
+
+    def train(self, request: TrainRequest, answer: Answer) -> None:
+        """Add the gradient of a sample or a pair."""
+        self._lane_of(request.instance).train(request, answer)
+
+    def optim_step(self, request: OptimStepRequest, answer: Answer) -> None:
+        """Move the weights."""
+        self._lane_of(request.instance).optim_step(request, answer)
+
+    def set_optim_step(self, instance: str, step: int, answer: Answer) -> None:
+        """Set the number of steps done."""
+        self._lane_of(instance).set_optim_step(instance, step, answer)
+
+    def save(self, request: SaveRequest, answer: Answer) -> None:
+        """Write an instance into a folder."""
+        self._lane_of(request.instance).save(request, answer)
+
+    def load_weights(self, instance: str, path: str, answer: Answer) -> None:
+        """Replace an instance's weights in place."""
+        self._lane_of(instance).load(instance, path, answer)
+
+    def load_adapter(self, key: str, path: str) -> None:
+        """Load a PEFT folder onto the backbone that is served; requests may name it at once."""
+        lane = next((lane for lane in self._lanes if lane.is_permanent), None)
+        if lane is None:
+            raise InvalidRequestError("this worker serves no model of its own; spawn the adapter's folder instead")
+        self._check_name(key)
+        lane.engine.load_adapter(key, path)
+        lane.adopt(key, SpawnSpec(path=path), InstanceNeed(name=key, mode="inference"))
+
+    def unload_adapter(self, key: str) -> None:
+        """Free an adapter; its requests end with `UnavailableError` in the next step."""
+        self.dealloc(key)
+
+    # ---------------------------------------------------------------------------------------------- insight
+
+    def describe(self) -> EngineDescription:
+        """What runs here."""
+        return describe(self._lanes)
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges of this moment, of all backbones together."""
+        return merged_stats([lane.engine.stats() for lane in self._lanes])
+
+    # ----------------------------------------------------------------------------------------------- inside
+
+    def _names(self) -> Iterator[str]:
+        for lane in self._lanes:
+            yield from lane.engine.backbone.instances
+        for load in self._loader.loads:
+            yield from (spawn.name for spawn in load.waiting)
+
+    def _check_name(self, name: str) -> None:
+        if not name or not name.isprintable():
+            raise InvalidRequestError(f"instance name {name!r} is empty or cannot be printed", field="name")
+        if name in self._names():
+            raise InvalidRequestError(
+                f"the name {name!r} is taken on this worker; names are also model keys, so choose another", field="name"
+            )
+
+    def _lane_of(self, name: str) -> Instances:
+        for lane in self._lanes:
+            if name in lane.engine.backbone.instances:
+                return lane
+        names = ", ".join(repr(known) for known in self._names())
+        raise UnknownModelError(f"no model {name!r} here; there is {names or 'none'}", field="model")
+
+    def _resolve(self, name: str, spec: SpawnSpec) -> tuple[str, str, InstanceNeed]:
+        """(base path, precision, what the instance needs); refuses what contradicts itself."""
+        base = adapter_base(spec.path)
+        path = str(Path(spec.path if base is None else base).resolve())
+        need = instance_need(name, spec, self._config.max_adapter_rank, is_adapter=base is not None)
+        return path, spec.precision or self._config.precision, need
+
+    def _place(self, lane: Instances, spawn: PendingSpawn) -> JsonObject:
+        """Put an instance on a loaded backbone."""
+        plan = self._ledger.replan(lane, spawn.need, spawn.spec.kv_cache_len)
+        plan.memory.require()
+        lane.engine.backbone.grow_cache(plan.num_blocks)
+        lane.add(spawn.name, spawn.spec, spawn.need)
+        self._adopt(lane, plan)
+        return self._spawned(lane, spawn.name)
+
+    def _spawned(self, lane: Instances, name: str) -> JsonObject:
+        info: JsonObject = msgspec.to_builtins(lane.info(name))
+        return {"instance": info, "plan": lane.engine.plan.memory.to_dict(), "base": lane.path}
+
+    def _adopt(self, lane: Instances, plan: Plan) -> None:
+        engine = lane.engine
+        engine.backbone.plan = plan
+        engine.training.max_tokens, engine.training.num_kept = plan.max_batch_size, plan.num_kept
+
+    def _poll(self) -> None:
+        """Go on with what threads have finished."""
+        for lane in self._lanes:
+            lane.poll()
+        for load in self._loader.finished():
+            backbone = load.result()
+            if backbone is not None:
+                self._open_lane(load, Instances(Engine(backbone), load.path))
+
+    def _open_lane(self, load: Load, lane: Instances) -> None:
+        self._lanes.append(lane)
+        if load.is_shared:
+            self._shared[load.path, load.precision] = lane
+        for spawn in load.waiting:
+            try:
+                value = self._place(lane, spawn)
+            except HarmoniaError as error:
+                spawn.answer.failed(error)
+            else:
+                spawn.progress(1.0)
+                spawn.answer.done(value)
+        if not lane.needs:
+            self._close_lane(lane)
+
+    def _close_lane(self, lane: Instances) -> None:
+        lane.close()
+        self._lanes.remove(lane)
+        self._shared = {key: other for key, other in self._shared.items() if other is not lane}
+
+    def _clone(self, lane: Instances, instance: str, name: str) -> JsonObject:
+        self._check_name(name)
+        backbone, need = lane.engine.backbone, lane.needs[instance]
+        if not need.full:
+            copy = msgspec.structs.replace(need, name=name, mode="inference", max_batch_size=None, copies=1)
+            plan = self._ledger.replan(lane, copy)
+            plan.memory.require()
+            lane.snapshot(instance, name, copy)
+            self._adopt(lane, plan)
+            return self._spawned(lane, name)
+        copy = InstanceNeed(name=name, mode="inference", scalar=need.scalar)
+        assert backbone.source is not None
+        spec = SpawnSpec(path=lane.path, max_seq_len=backbone.plan.max_seq_len, scalar_head=need.scalar)
+        plan = self._ledger.plan_new(backbone.source, spec, copy)
+        plan.memory.require()
+        new = lane.copied(instance, copy, spec, plan)
+        self._lanes.append(new)
+        return self._spawned(new, name)

@@ -1,0 +1,108 @@
+"""Writing instances into folders, in a thread, and reading them back."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+from torch import Tensor
+
+from harmonia.engine.backbone import Backbone
+from harmonia.engine.requests import Answer, SaveRequest
+from harmonia.engine.sequence import Instance
+from harmonia.errors import HarmoniaError, InvalidRequestError
+from harmonia.models.adaptive_info import AdaptiveInfo
+from harmonia.models.atomic import read_whole
+from harmonia.models.peft import SavedAdapter, read_saved_adapter, require_base
+from harmonia.protocol.base import JsonObject
+from harmonia.train.checkpoint import AdapterToSave, ModelToSave, OptimizerState, save_folder
+from harmonia.train.optimizer_state import has_state, load_state
+from harmonia.train.parameters import ParameterSet
+from harmonia.train.weights import HEAD_NAME, TrainedWeights
+
+
+class Saver:
+    """Saves instances of one backbone. Until a save is done, nothing may overwrite what it reads: see `is_busy`."""
+
+    def __init__(self, backbone: Backbone, path: str) -> None:
+        """path: of the base model, to which adapters refer."""
+        self._backbone = backbone
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="save")
+        self._writing: list[tuple[Future[JsonObject], Answer]] = []
+
+    @property
+    def is_busy(self) -> bool:
+        """Something is being written."""
+        return bool(self._writing)
+
+    def begin(self, request: SaveRequest, instance: Instance, parameters: ParameterSet | None, answer: Answer) -> None:
+        """Write an instance, and the state of its optimizer if `parameters` are given."""
+        source = self._backbone.source
+        assert source is not None, "only models that were read from files are saved"
+        info = msgspec.convert({"kind": "model", **request.info}, AdaptiveInfo)
+        head = None if instance.head is None else instance.head.weight_E.detach()[None]
+        model: AdapterToSave | ModelToSave
+        if instance.adapter_slot is not None:
+            matrices = self._backbone.bank.read(instance.adapter_slot)
+            model = AdapterToSave(matrices, self._path, source, head, info)
+        else:
+            model = ModelToSave(self._backbone.decoder, source, head, info)
+        state = None
+        if parameters is not None:
+            state = OptimizerState(parameters.state(), {"num_steps": parameters.num_steps})
+
+        def write() -> JsonObject:
+            return {"num_bytes": save_folder(Path(request.folder), model, state)}
+
+        self._writing.append((self._thread.submit(write), answer))
+
+    def poll(self) -> None:
+        """Tell of saves that ended."""
+        for entry in [entry for entry in self._writing if entry[0].done()]:
+            self._writing.remove(entry)
+            future, answer = entry
+            try:
+                answer.done(future.result())
+            except HarmoniaError as error:
+                answer.failed(error)
+
+    def read_adapter(self, folder: Path) -> SavedAdapter:
+        """An adapter of this backbone; `InvalidRequestError` when it belongs to another."""
+        backbone = self._backbone
+
+        def read(path: Path) -> SavedAdapter:
+            saved = read_saved_adapter(path, max_rank=backbone.plan.config.max_adapter_rank)
+            require_base(path, saved, backbone.decoder, backbone.key)
+            return saved
+
+        return read_whole(folder, read)
+
+    def restore(self, weights: TrainedWeights, folder: Path) -> None:
+        """Overwrite masters, and the optimizer's state where it was saved, and forget the gradient."""
+        parameters = weights.parameters
+        if has_state(folder):
+            tensors, meta = read_whole(folder, load_state)
+            parameters.load_state(tensors, int(str(meta["num_steps"])))
+        elif weights.slot is not None:
+            parameters.restart_from(_adapter_values(self.read_adapter(folder)))
+        else:
+            raise InvalidRequestError(
+                f"{folder} holds no optimizer state, which a full model in training is loaded from; save it with "
+                "inference_only=False, or spawn it anew from this path"
+            )
+        parameters.drop_gradient()
+
+    def close(self) -> None:
+        """Let the thread end, after what it writes."""
+        self._thread.shutdown()
+
+
+def _adapter_values(saved: SavedAdapter) -> dict[str, Tensor]:
+    values = {}
+    for path, lora in saved.matrices.items():
+        values[f"{path}.lora_A"], values[f"{path}.lora_B"] = lora.a_rK, lora.b_Nr.T
+    if saved.scalar_head is not None:
+        values[HEAD_NAME] = saved.scalar_head[0]
+    return values

@@ -1,0 +1,294 @@
+"""Training on one backbone: queues of calls, micro-batches packed from them, and slices of the one in progress.
+
+Calls of one instance take effect in order. Samples of all instances share micro-batches; what must see everything
+before it (an optimizer step, a save) is a `Barrier` in its instance's queue.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from harmonia.engine.requests import Answer
+from harmonia.errors import HarmoniaError, SequenceTooLongError, UnavailableError
+from harmonia.models.decoder import Decoder
+from harmonia.protocol.base import JsonObject
+from harmonia.protocol.losses import Dpo, Loss, Ranking
+from harmonia.train.losses import Evaluable, check, pair_tangents
+from harmonia.train.microbatch import Item, MicroBatch
+from harmonia.train.samples import Sample
+from harmonia.train.weights import TrainedWeights
+
+FLUSH_S = 0.005
+"""A partly filled micro-batch runs when its instance got no further call for so long."""
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One training call."""
+
+    sides: tuple[Sample, ...]
+    loss: Loss
+    answer: Answer
+    arrival_s: float
+    num_open: int = 1
+    """Items that must still run."""
+    known: list[Evaluable] = field(default_factory=list)
+    """Derivatives of the sides of a pair that was too long for one micro-batch, once both were read."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that pass through the model."""
+        return sum(len(side.token_ids_T) for side in self.sides)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Barrier:
+    """A command that waits for everything before it."""
+
+    answer: Answer
+    run: Callable[[], JsonObject]
+    is_blocked: Callable[[], bool] = lambda: False
+    """Something in flight still needs what it would overwrite."""
+    needs_quiet: bool = False
+    """It overwrites what every sequence reads: none may begin until it ran."""
+
+
+class Trainer:
+    """An instance in training: its weights, its queue, and what was summed since its last step."""
+
+    def __init__(self, name: str, weights: TrainedWeights, max_batch_size: int) -> None:
+        """max_batch_size: tokens of the longest sample."""
+        self.name = name
+        self.weights = weights
+        self.max_batch_size = max_batch_size
+        self.queue: deque[Call | Barrier] = deque()
+        self.num_running = 0
+        """Items in the micro-batch in progress, or between two of them."""
+        self.last_arrival_s = 0.0
+        self.drop_sums()
+
+    def drop_sums(self) -> None:
+        """Begin a new step."""
+        self.loss_sum: Tensor | None = None
+        self.num_tokens = 0
+        self.num_samples = 0
+
+    def add(self, sides: tuple[Sample, ...], loss: Loss, answer: Answer) -> None:
+        """Queue a call; whatever is wrong with it is raised here."""
+        check(loss, sides, is_scalar=self.weights.head is not None)
+        for side in sides:
+            if side.num_tokens > self.max_batch_size:
+                raise SequenceTooLongError(
+                    f"the sample has {side.num_tokens} tokens, and max_batch_size of {self.name!r} is "
+                    f"{self.max_batch_size}; leave it out, shorten it, or spawn with a larger max_batch_size",
+                    num_tokens=side.num_tokens,
+                    limit=self.max_batch_size,
+                )
+        self.last_arrival_s = time.monotonic()
+        self.queue.append(Call(sides, loss, answer, self.last_arrival_s))
+
+    def is_ripe(self, now: float) -> bool:
+        """Its calls need not wait for company."""
+        if not self.queue:
+            return False
+        return now - self.last_arrival_s >= FLUSH_S or any(isinstance(entry, Barrier) for entry in self.queue)
+
+    def settle(self, call: Call) -> None:
+        """One of a call's items is through."""
+        self.num_running -= 1
+        call.num_open -= 1
+        if call.num_open == 0:
+            self.num_samples += 1
+            self.num_tokens += sum(len(side.rows_W) for side in call.sides)
+            call.answer.done({})
+
+    def add_loss(self, loss: Tensor) -> None:
+        """Sum a loss on its device."""
+        self.loss_sum = loss.double() if self.loss_sum is None else self.loss_sum + loss
+
+    def fail_all(self, error: HarmoniaError) -> None:
+        """End everything that waits."""
+        while self.queue:
+            self.queue.popleft().answer.failed(error)
+
+
+class Training:
+    """All instances in training on one backbone."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._again: deque[tuple[Trainer, Call, int]] = deque()
+        """Sides of long pairs that were read and now train alone: (trainer, call, side)."""
+        self._probes: deque[tuple[Trainer, Call]] = deque()
+        self._running: Iterator[None] | None = None
+        self._batch: list[tuple[Trainer, Call]] = []
+        self.trainers: dict[str, Trainer] = {}
+        self.max_tokens = 0
+        """Tokens of a micro-batch: the largest `max_batch_size`, for which activations are reserved."""
+        self.num_kept = 0
+        """Layers that keep their activations."""
+        self.num_tokens = 0
+        self.num_microbatches = 0
+
+    def add(self, trainer: Trainer) -> None:
+        """Begin to train an instance."""
+        self.trainers[trainer.name] = trainer
+
+    def remove(self, name: str) -> None:
+        """Stop training an instance; what waits for it fails."""
+        trainer = self.trainers.pop(name, None)
+        if trainer is not None:
+            trainer.fail_all(UnavailableError(f"{name!r} was deallocated"))
+            self._finish_running()
+            trainer.weights.release()
+
+    @property
+    def has_work(self) -> bool:
+        """Something waits or runs."""
+        return bool(self._running or self._again or self._probes or any(t.queue for t in self.trainers.values()))
+
+    @property
+    def wants_quiet(self) -> bool:
+        """A command waits for sequences in flight to end."""
+        barriers = (self._barrier_of(trainer, blocked=True) for trainer in self.trainers.values())
+        return any(barrier is not None and barrier.needs_quiet for barrier in barriers)
+
+    def wake_s(self) -> float | None:
+        """Monotonic time at which calls that wait for company run without it; None when nothing waits for that."""
+        waiting = (
+            trainer for trainer in self.trainers.values() if trainer.queue and isinstance(trainer.queue[0], Call)
+        )
+        arrivals = [trainer.last_arrival_s for trainer in waiting]
+        return min(arrivals) + FLUSH_S if arrivals else None
+
+    def is_ready(self) -> bool:
+        """A slice can run now."""
+        if self._running or self._again or self._probes:
+            return True
+        if any(self._barrier_of(trainer, blocked=False) for trainer in self.trainers.values()):
+            return True
+        return bool(self._packable(time.monotonic()))
+
+    def run_slice(self) -> None:
+        """One slice of the micro-batch in progress, or a command whose turn has come."""
+        for trainer in self.trainers.values():
+            barrier = self._barrier_of(trainer, blocked=False)
+            if barrier is not None:
+                trainer.queue.popleft()
+                _obey(barrier)
+                return
+        if self._running is None:
+            self._begin()
+        if self._running is not None and next(self._running, self) is self:
+            self._running = None
+            self._end()
+
+    # --------------------------------------------------------------------------------------------- packing
+
+    def _barrier_of(self, trainer: Trainer, *, blocked: bool) -> Barrier | None:
+        """The command at the head of a queue, if everything before it is done."""
+        head = trainer.queue[0] if trainer.queue else None
+        if not isinstance(head, Barrier) or trainer.num_running:
+            return None
+        return head if head.is_blocked() == blocked else None
+
+    def _packable(self, now: float) -> list[tuple[Trainer, Call]]:
+        """Calls before the first barrier of each queue, by arrival; nothing while it pays to wait for more."""
+        waiting = []
+        for trainer in self.trainers.values():
+            for entry in trainer.queue:
+                if isinstance(entry, Barrier):
+                    break
+                waiting.append((trainer, entry))
+        is_full = sum(call.num_tokens for _, call in waiting) >= self.max_tokens
+        if not is_full and not any(trainer.is_ripe(now) for trainer, _ in waiting):
+            return []
+        return sorted(waiting, key=lambda pair: pair[1].arrival_s)
+
+    def _begin(self) -> None:
+        if self._probes:
+            trainer, call = self._probes.popleft()
+            self._read_pair(trainer, call)
+        elif self._again:
+            trainer, call, side = self._again.popleft()
+            item = self._item(trainer, (call.sides[side],), call.known[side])
+            self._start([item], [(trainer, call)])
+        else:
+            self._start_packed()
+
+    def _start_packed(self) -> None:
+        chosen, room = [], self.max_tokens
+        for trainer, call in self._packable(time.monotonic()):
+            if call.num_tokens > self.max_tokens:
+                trainer.queue.remove(call)
+                trainer.num_running += 2
+                call.num_open = 2
+                self._probes.append((trainer, call))
+            elif call.num_tokens <= room:
+                room -= call.num_tokens
+                trainer.queue.remove(call)
+                trainer.num_running += 1
+                chosen.append((trainer, call))
+        # A sample whose tangents are all 0 has nothing to run, but it counts.
+        items = [self._item(trainer, call.sides, call.loss) for trainer, call in chosen if call.num_tokens]
+        if items:
+            self._start(items, chosen)
+        else:
+            self._batch = chosen
+            self._end()
+
+    def _item(self, trainer: Trainer, sides: tuple[Sample, ...], loss: Evaluable) -> Item:
+        weights = trainer.weights
+        return Item(sides, loss, weights.slot, weights.head, lambda total, _: trainer.add_loss(total))
+
+    def _start(self, items: Sequence[Item], batch: list[tuple[Trainer, Call]]) -> None:
+        self._batch = batch
+        self.num_microbatches += 1
+        self.num_tokens += sum(item.num_tokens for item in items)
+        self._running = MicroBatch(self._decoder, items, num_kept=self.num_kept).run()
+
+    def _end(self) -> None:
+        batch, self._batch = self._batch, []
+        for trainer, call in batch:
+            trainer.settle(call)
+
+    def _finish_running(self) -> None:
+        while self._running is not None:
+            self.run_slice()
+
+    def _read_pair(self, trainer: Trainer, call: Call) -> None:
+        """Read both sides of a pair that is too long for one micro-batch, then let each train alone."""
+        weights, sums = trainer.weights, list[float]()
+
+        def note(_: Tensor, values: tuple[Tensor, ...]) -> None:
+            sums.append(float(values[0].sum()))
+
+        def read() -> Iterator[None]:
+            for side in call.sides:
+                item = Item((side,), None, weights.slot, weights.head, note)
+                yield from MicroBatch(self._decoder, [item], num_kept=0).run()
+            assert isinstance(call.loss, Dpo | Ranking)
+            call.known = list(pair_tangents(call.loss, *sums))
+            self._again.extend((trainer, call, side) for side in (0, 1))
+
+        self._running = read()
+
+
+def _obey(barrier: Barrier) -> None:
+    try:
+        value = barrier.run()
+    except HarmoniaError as error:
+        barrier.answer.failed(error)
+    else:
+        barrier.answer.done(value)
+
+
+def mean_loss(trainer: Trainer) -> float:
+    """Mean loss of the calls since the last step."""
+    total = 0.0 if trainer.loss_sum is None else float(trainer.loss_sum)
+    return total / trainer.num_samples
