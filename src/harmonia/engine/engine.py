@@ -29,6 +29,7 @@ from harmonia.errors import (
     DeadlineExceededError,
     HarmoniaError,
     InvalidRequestError,
+    OverloadedError,
     SequenceTooLongError,
     UnavailableError,
 )
@@ -107,11 +108,6 @@ class Engine:
         return bool(self._sequences or self._in_flight or self._orphaned)
 
     @property
-    def served_batch(self) -> bool:
-        """The last step gave the device something to do."""
-        return not self._stalled
-
-    @property
     def stalled(self) -> bool:
         """The last step could run nothing: everything is paused or waits for a mask."""
         return self._stalled
@@ -172,14 +168,17 @@ class Engine:
         for sequence in [item for item in self._sequences.values() if item.instance.key == key]:
             self._orphaned.append(self._fail(sequence, error))
 
-    def is_slot_used(self, slot: int) -> bool:
-        """A sequence that has begun reads the adapter in this slot."""
-        return any(item.instance.adapter_slot == slot for item in self._sequences.values() if item.has_begun)
+    def readers(self, slot: int | None) -> list[Sequence]:
+        """Sequences bound to the adapter in a slot, or, without one, to the present weights of the backbone."""
+        begun = (item for item in self._sequences.values() if item.has_begun)
+        return [item for item in begun if slot is None or item.instance.adapter_slot == slot]
 
-    @property
-    def has_begun_sequences(self) -> bool:
-        """Some sequence is bound to the present weights."""
-        return any(item.has_begun for item in self._sequences.values())
+    def give_up_paused(self, sequences: list[Sequence]) -> None:
+        """End those whose consumer does not read: they keep an old version of the weights in use."""
+        error = OverloadedError("the answer was paused while its model was updated twice; read it faster, or ask again")
+        for sequence in sequences:
+            if sequence.held:
+                self._orphaned.append(self._fail(sequence, error))
 
     def advance(self, key: str, slot: int | None, head: ScalarHead | None) -> Instance:
         """The next version of an instance; sequences that have not begun take it."""

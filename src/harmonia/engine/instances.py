@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,9 @@ from harmonia.protocol.losses import LAST_TOKEN, Loss, Tangents
 from harmonia.train.samples import Sample
 from harmonia.train.scalar_head import ScalarHead
 from harmonia.train.weights import TrainedAdapter, TrainedBackbone, copy_decoder, random_adapter
+
+_MAX_PAUSE_S = 10.0
+"""How long an answer whose consumer does not read may hold up an update of the weights that it was begun with."""
 
 log = get_logger(__name__)
 
@@ -180,14 +184,22 @@ class Instances:
     def _queue(self, trainer: Trainer, answer: Answer, run: Callable[[], JsonObject], *, changes: bool) -> None:
         """changes: the command overwrites what sequences in flight may read."""
 
-        idle_is_backbone = changes and trainer.weights.idle_slot is None
+        engine, blocked_since = self.engine, list[float]()
 
         def is_blocked() -> bool:
             if self._saver.is_busy:  # the file must hold one version
                 return True
-            idle = trainer.weights.idle_slot
-            return changes and (self.engine.has_begun_sequences if idle is None else self.engine.is_slot_used(idle))
+            readers = engine.readers(trainer.weights.idle_slot) if changes else []
+            if not readers:
+                return False
+            now = time.monotonic()
+            if not blocked_since:
+                blocked_since.append(now)
+            if now - blocked_since[0] > _MAX_PAUSE_S:
+                engine.give_up_paused(readers)
+            return True
 
+        idle_is_backbone = changes and trainer.weights.idle_slot is None
         trainer.queue.append(Barrier(answer, run, is_blocked, needs_quiet=idle_is_backbone))
 
     # ------------------------------------------------------------------------------------------ save, load

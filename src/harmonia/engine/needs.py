@@ -49,12 +49,25 @@ class InstanceNeed(msgspec.Struct, frozen=True, kw_only=True):
     scalar: bool = False
     """Has a scalar head."""
     copies: int = 1
-    """Places that its adapter takes in the bank: 2 in training, where the next version is written beside the present."""
+    """Places of its adapter in the bank: 2 in training, where the next version is written beside the present."""
 
     @property
     def trains(self) -> bool:
         """It is in training."""
         return self.mode == "training"
+
+
+def training_need(max_batch_size: int, rank: int, targets: tuple[str, ...] = ()) -> InstanceNeed:
+    """An instance in training with an adapter of this rank, or with every weight if that is 0."""
+    return InstanceNeed(
+        name="training",
+        mode="training",
+        max_batch_size=max_batch_size,
+        rank=rank,
+        targets=targets,
+        full=rank == 0,
+        copies=2 if rank else 1,
+    )
 
 
 def check_needs(needs: Sequence[InstanceNeed]) -> None:

@@ -34,7 +34,7 @@ from harmonia.protocol.base import JsonObject
 from harmonia.protocol.instances import SpawnSpec
 
 _POLL_S = 0.01
-"""How often to look at threads that load or save."""
+"""How often to look at threads that load or save, and at commands that wait for sequences."""
 
 
 class Runtime:
@@ -118,7 +118,7 @@ class Runtime:
         """Monotonic time at which `step` must be called even if nothing else happens."""
         times = [lane.engine.next_deadline_s for lane in self._lanes]
         times += [lane.engine.training.wake_s() for lane in self._lanes]
-        if self._loader.loads or any(lane.is_busy for lane in self._lanes):
+        if self._loader.loads or any(lane.is_busy or lane.engine.training.has_work for lane in self._lanes):
             times.append(time.monotonic() + _POLL_S)
         return min((moment for moment in times if moment is not None), default=None)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from harmonia.engine import instances
 from harmonia.engine.requests import SampleArrays, SaveRequest, TrainRequest, pack_ids
 from harmonia.errors import (
     AdapterLimitError,
@@ -338,3 +339,19 @@ def test_an_explicit_cache_grows_the_shared_one(bench: Bench, model: str) -> Non
     bench.spawn("b", model, kv_cache_len=4096)
     assert bench.runtime.stats().gauges["cache_blocks"] == 256
     assert bench.generate("b", PROMPT) == first
+
+
+def test_an_answer_that_nobody_reads_does_not_stop_training(
+    bench: Bench, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instances, "_MAX_PAUSE_S", 0.05)
+    bench.spawn("lora", model, rank=2)
+    paused = bench.begin("lora", PROMPT, max_tokens=60)
+    bench.step()
+    bench.runtime.hold(paused)
+    for _ in range(3):
+        bench.train("lora", SAMPLES[:1])
+        bench.optim_step("lora")
+    bench.drain()
+    error = bench.outputs[paused][-1].error
+    assert error is not None and "paused" in error.message

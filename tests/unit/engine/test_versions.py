@@ -50,69 +50,84 @@ class Fresh:
         return self._benches[name, version].generate("it", prompt, max_tokens)
 
 
+class Traffic:
+    """Requests to the base and two adapters, cancelled ones among them, while the adapters are updated."""
+
+    def __init__(self, model: str, folder: Path, seed: int) -> None:
+        self.bench = Bench()
+        self.asked: dict[int, tuple[str, tuple[int, ...], int]] = {}
+        self.saved = {"a": -1, "b": -1}
+        """Newest version of each adapter that was saved."""
+        self._generator = np.random.default_rng(seed)
+        self._prompts = prompts(self._generator)
+        self._folder = folder
+        self._saves: list[Reply] = []
+        self._updates: dict[str, Reply] = {}
+        self.bench.spawn("base", model)
+        for name in self.saved:
+            self.bench.spawn(name, model, rank=4, seed=ord(name))
+        self._save_versions()
+
+    def run(self) -> None:
+        while len(self.asked) < NUM_REQUESTS:
+            for _ in range(self._draw(1, 6)):
+                self._ask()
+            if self._generator.random() < 0.1:
+                self._update(str(self._generator.choice(["a", "b"])))
+            if self._generator.random() < 0.05:
+                self._cancel()
+            for _ in range(self._draw(1, 5)):
+                self.bench.step()
+                self._save_versions()
+        self.bench.drain()
+        self.bench.wait(*self._saves, *self._updates.values())
+
+    def _draw(self, low: int, high: int) -> int:
+        return int(self._generator.integers(low, high))
+
+    def _ask(self) -> None:
+        name, prompt = str(self._generator.choice(MODELS)), self._prompts[self._draw(0, NUM_PROMPTS)]
+        max_tokens = self._draw(1, 9)
+        self.asked[self.bench.begin(name, prompt, max_tokens)] = name, prompt, max_tokens
+
+    def _update(self, name: str) -> None:
+        """One at a time, so that every version can be saved."""
+        if name in self._updates and not self._updates[name].is_there:
+            return
+        self.bench.begin_training(name, [sample(self._generator.integers(1, VOCAB, 12).tolist())])
+        reply = self._updates[name] = Reply()
+        self.bench.runtime.optim_step(OptimStepRequest(instance=name, lr=5e-2), reply)
+
+    def _cancel(self) -> None:
+        seq_id = int(self._generator.choice(list(self.asked)))
+        if seq_id not in self.bench.outputs:
+            self.bench.runtime.cancel(seq_id)
+            del self.asked[seq_id]
+
+    def _save_versions(self) -> None:
+        """Save each version while it is the present one."""
+        for info in self.bench.runtime.describe().models:
+            if info.version > self.saved.get(info.key, info.version):
+                self.saved[info.key] = info.version
+                self._saves.append(Reply())
+                folder = str(self._folder / f"{info.key}{info.version}")
+                self.bench.runtime.save(SaveRequest(instance=info.key, folder=folder), self._saves[-1])
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_outputs_equal_those_of_a_fresh_engine_at_their_version(model: str, tmp_path: Path, seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    bench = Bench()
-    bench.spawn("base", model)
-    for name in "ab":
-        bench.spawn(name, model, rank=4, seed=ord(name))
-    texts = prompts(generator)
-    asked: dict[int, tuple[str, tuple[int, ...], int]] = {}
-    replies: list[Reply] = []
-    saved = {"a": -1, "b": -1}
+    traffic = Traffic(model, tmp_path, seed)
+    traffic.run()
 
-    def note_versions() -> None:
-        """Save each version while it is the present one."""
-        for info in bench.runtime.describe().models:
-            if info.key in saved and info.version > saved[info.key]:
-                saved[info.key] = info.version
-                reply = Reply()
-                folder = tmp_path / f"{info.key}{info.version}"
-                bench.runtime.save(SaveRequest(instance=info.key, folder=str(folder)), reply)
-                replies.append(reply)
-
-    note_versions()
-    updates = {name: Reply() for name in "ab"}
-    for reply in updates.values():
-        reply.done({})
-    while len(asked) < NUM_REQUESTS:
-        for _ in range(generator.integers(1, 6)):
-            name, prompt = str(generator.choice(MODELS)), texts[generator.integers(NUM_PROMPTS)]
-            max_tokens = int(generator.integers(1, 9))
-            asked[bench.begin(name, prompt, max_tokens)] = (name, prompt, max_tokens)
-        if generator.random() < 0.1:
-            name = str(generator.choice(["a", "b"]))
-            if updates[name].is_there:  # one update at a time, so that every version can be saved
-                ids = generator.integers(1, VOCAB, 12).tolist()
-                bench.begin_training(name, [sample(ids)])
-                updates[name] = begin_step(bench, name)
-        if generator.random() < 0.05:
-            seq_id = int(generator.choice(list(asked)))
-            if seq_id not in bench.outputs:
-                bench.runtime.cancel(seq_id)
-                del asked[seq_id]
-        for _ in range(generator.integers(1, 5)):
-            bench.step()
-            note_versions()
-    bench.drain()
-    bench.wait(*replies, *updates.values())
-
-    fresh = Fresh(model, tmp_path)
-    assert min(saved.values()) >= 5, "too few updates to mean anything"
+    bench, fresh = traffic.bench, Fresh(model, tmp_path)
+    assert min(traffic.saved.values()) >= 5, "too few updates to mean anything"
     assert bench.runtime.stats().counters["prefix_hit_tokens"] > 0
     seen = set()
-    for seq_id, (name, prompt, max_tokens) in asked.items():
+    for seq_id, (name, prompt, max_tokens) in traffic.asked.items():
         (version,) = bench.versions(seq_id)
         seen.add((name, version))
         assert bench.tokens(seq_id) == fresh.tokens(name, version, prompt, max_tokens), (name, version, prompt)
     assert len(seen) > 10
-
-
-def begin_step(bench: Bench, name: str) -> Reply:
-    reply = Reply()
-    bench.runtime.optim_step(OptimStepRequest(instance=name, lr=5e-2), reply)
-    return reply
 
 
 def test_versions_of_the_fuzz_answer_differently(model: str) -> None:
