@@ -121,7 +121,7 @@ def test_the_fifth_adapter_is_refused_and_unloading_makes_room(engine: Engine, a
         engine.load_adapter(key, str(path))
     with pytest.raises(AdapterLimitError, match=r"limit of 4 adapters.*max_adapters"):
         engine.load_adapter("fifth", str(adapter_paths["small"]))
-    engine.unload_adapter("wide")
+    engine.remove_instance("wide")
     engine.load_adapter("fifth", str(adapter_paths["small"]))
     ask(engine, 0, "fifth")
     ask(engine, 1, "small")
@@ -136,7 +136,7 @@ def test_unloading_ends_the_requests_of_that_adapter_alone(engine: Engine, adapt
     ask(engine, 0, "small")
     ask(engine, 1, "base")
     engine.step()
-    engine.unload_adapter("small")
+    engine.remove_instance("small")
     outputs = drain(engine)
     assert outputs[0][-1].error is not None
     assert outputs[0][-1].error.code == "unavailable"
@@ -152,7 +152,7 @@ def test_a_reloaded_adapter_never_meets_the_cache_of_the_one_before(
         for seq_id in (0, 1):
             ask(engine, seq_id, "name")
             prompts[key, seq_id] = [output.token_ids for output in drain(engine)[seq_id]]
-        engine.unload_adapter("name")
+        engine.remove_instance("name")
     assert prompts["wide", 0] == prompts["wide", 1]
     assert prompts["mixed", 0] == prompts["mixed", 1]
     assert prompts["wide", 0] != prompts["mixed", 0]

@@ -27,7 +27,7 @@ from harmonia.protocol.messages import (
     decode_worker_message,
 )
 from harmonia.protocol.sampling import SamplingParams
-from harmonia.worker.serve import MAX_MESSAGE_BYTES
+from harmonia.worker.listen import MAX_MESSAGE_BYTES
 from tests.integration.worker_client import FREE, Caller, WorkerProcess, adapters, start_worker
 
 HI = TextPrompt(text="Hi there")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import signal
 import subprocess
 import sys
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import msgspec
 import psutil
-from websockets.asyncio.client import ClientConnection, unix_connect
+from websockets.asyncio.client import ClientConnection, connect, unix_connect
 
 from harmonia.config import AdapterSource, CacheConfig, EngineConfig, WorkerConfig
 from harmonia.errors import HarmoniaError, from_code
+from harmonia.protocol.instances import Hello, Progress, Spawn, Spawned, SpawnSpec
 from harmonia.protocol.messages import (
     ChatPrompt,
     ClientMessage,
@@ -61,11 +63,22 @@ class WorkerProcess:
         (child,) = psutil.Process(self.process.pid).children()
         return child
 
+    @property
+    def url(self) -> str:
+        """Where it listens for WebSocket clients."""
+        found = re.search(r"ws://\S+", self.stderr.read_text())
+        assert found, self.stderr.read_text()
+        return found[0]
+
     @contextlib.asynccontextmanager
-    async def connect(self) -> AsyncIterator["Caller"]:
-        """A connection."""
-        async with unix_connect(self.socket, compression=None, max_size=None) as socket:
-            yield Caller(socket)
+    async def connect(self, secret: str = "", *, tcp: bool = False, ttl_s: float = 30.0) -> AsyncIterator["Caller"]:
+        """A connection; with a secret, it begins with `Hello`."""
+        connecting = connect(self.url) if tcp else unix_connect(self.socket, compression=None, max_size=None)
+        async with connecting as socket:
+            caller = Caller(socket)
+            if secret:
+                await caller.do(Hello(id="hello", client=secret, name="test", ttl_after_disconnect_s=ttl_s))
+            yield caller
 
 
 @dataclass
@@ -74,6 +87,7 @@ class Answers:
 
     deltas: list[Delta] = field(default_factory=list)
     end: WorkerMessage | None = None
+    shares: list[float] = field(default_factory=list)
 
     def text(self, index: int = 0) -> str:
         """All text of an answer."""
@@ -130,9 +144,25 @@ class Caller:
             if isinstance(message, Step):
                 for delta in message.deltas:
                     answers[delta.id].deltas.append(delta)
+            elif isinstance(message, Progress):
+                answers[message.id].shares.append(message.share)
             else:
                 answers[message.id].end = message
         return answers
+
+    async def do(self, message: ClientMessage) -> WorkerMessage:
+        """Send a request and return its good end; raises its bad one."""
+        end = (await self.ask(message)).end
+        if isinstance(end, Failed):
+            raise from_code(end.code, end.message, end.details)
+        assert end is not None
+        return end
+
+    async def spawn(self, name: str, path: Path | str, **fields: object) -> Spawned:
+        """Make an instance."""
+        spawned = await self.do(Spawn(id=f"spawn-{name}", name=name, spec=SpawnSpec(path=str(path), **fields)))
+        assert isinstance(spawned, Spawned)
+        return spawned
 
     async def say(self, text: str = "Go on.", *, sampling: SamplingParams = FREE, **fields: object) -> Answers:
         """Chat."""
@@ -159,11 +189,13 @@ class Caller:
 
 
 @contextlib.contextmanager
-def start_worker(model: Path, folder: Path, **options: object) -> Iterator[WorkerProcess]:
-    """`python -m harmonia.worker`, killed at the end of the context."""
+def start_worker(model: Path | None, folder: Path, **options: object) -> Iterator[WorkerProcess]:
+    """`python -m harmonia.worker`, killed at the end of the context; bare without a model."""
     engine = EngineConfig(device="cpu", precision="float32", num_threads=1, cache=CacheConfig(kv_cache_len=4096))
     socket = str(folder / "worker.sock")
-    config = WorkerConfig(**{"model": str(model), "key": "tiny", "socket": socket, "engine": engine, **options})
+    served = {} if model is None else {"model": str(model), "key": "tiny"}
+    registry = str(folder / "registry")
+    config = WorkerConfig(**{**served, "socket": socket, "registry": registry, "engine": engine, **options})
     command = [sys.executable, "-m", "harmonia.worker", "--config-json", msgspec.json.encode(config).decode()]
     with (folder / "stderr").open("wb") as stderr:
         process = subprocess.Popen(command, stderr=stderr)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
-from harmonia.config import CacheConfig, EngineConfig
+from harmonia.config import CacheConfig, EngineConfig, WorkerConfig
 from harmonia.config.engine import Device, Precision
+from harmonia.server import bind
 
 ModelPath = Annotated[Path, typer.Argument(help="Hugging Face folder or GGUF file.", show_default=False)]
 KvCacheLen = Annotated[
@@ -24,6 +26,14 @@ DeviceOption = Annotated[Device, typer.Option(help="auto takes the GPU when ther
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads for compute; all cores by default.")]
 MaxAdapters = Annotated[int, typer.Option(min=0, help="Adapters that may be loaded at once.")]
 MaxAdapterRank = Annotated[int, typer.Option(min=1, help="Largest rank of one adapter.")]
+Registry = Annotated[
+    Path | None,
+    typer.Option(
+        "--registry",
+        file_okay=False,
+        help="Folder of saved models, model_registry://KEY; $HARMONIA_REGISTRY, or ~/.local/share/harmonia/registry.",
+    ),
+]
 
 DEFAULTS = EngineConfig()
 
@@ -47,3 +57,21 @@ def engine_config(
         num_threads=threads,
         cache=CacheConfig(kv_cache_len=kv_cache_len),
     )
+
+
+def worker_address(config: WorkerConfig) -> str:
+    """Where protocol clients reach a worker."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
+    return f"ws://{f'[{host}]' if ':' in host else host}:{config.port}"
+
+
+def with_port(config: WorkerConfig, host: str, port: int | None, registry: Path | None) -> WorkerConfig:
+    """The worker's settings with a port for protocol clients.
+
+    A free port is chosen here and not in the worker: one that is restarted must be found again.
+    """
+    if port == 0:
+        with bind(host, 0) as free:
+            port = free.getsockname()[1]
+    folder = "" if registry is None else str(registry.expanduser().resolve())
+    return msgspec.structs.replace(config, host=host, port=port, registry=folder)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
+from harmonia.cli.options import worker_address
 from harmonia.cli.tables import print_error
 from harmonia.config import WorkerConfig
 from harmonia.config.server import ServerConfig
@@ -100,6 +101,8 @@ class Running:
     def show_address(self) -> None:
         """Print the URL and a command to try."""
         self.console.print(f"[green]serving[/green] [bold]{escape(self.worker.key)}[/bold] on {self.url}/v1")
+        if self.worker.port is not None:
+            self.console.print(f"clients that train connect to [bold]{escape(worker_address(self.worker))}[/bold]")
         self.console.print("try:")
         self.console.print(curl(self.url, self.worker.key, self.server.api_keys), markup=False, soft_wrap=True)
 

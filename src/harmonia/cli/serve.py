@@ -20,8 +20,10 @@ from harmonia.cli.options import (
     MaxSeqLen,
     ModelPath,
     PrecisionOption,
+    Registry,
     Threads,
     engine_config,
+    with_port,
 )
 from harmonia.cli.running import Running
 from harmonia.cli.tables import print_error
@@ -56,11 +58,19 @@ def serve(
     max_ttft_ms: Annotated[
         int | None, typer.Option(min=1, help="Give a request up when its first token takes longer, queue included.")
     ] = None,
+    worker_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Also take clients that train, on 127.0.0.1; 0 takes a free port."),
+    ] = None,
+    registry: Registry = None,
 ) -> None:
     """Serve MODEL over HTTP, with OpenAI's interface under /v1.
 
     Prints the address and a command to try when the model is ready.
     Ctrl-C lets running answers finish; a second one ends at once.
+
+    With --worker-port, clients of the recipe API may spawn and train models beside MODEL;
+    each can be asked under its name as soon as it is there, and answers with its newest weights.
 
     [bold]Examples[/bold]
 
@@ -69,10 +79,13 @@ def serve(
       harmonia serve ./Qwen3-8B --name qwen --adapter support=./loras/support --kv-cache-len 200000
 
       harmonia serve ./Qwen3-8B --host 0.0.0.0 --api-key "$KEY"
+
+      harmonia serve ./Qwen3-8B --worker-port 9100 --registry ./models
     """
     engine = engine_config(kv_cache_len, max_seq_len, precision, device, threads, max_adapters, max_adapter_rank)
     server = server_config(host, port, api_key, max_ttft_ms)
     worker = worker_config(model, name, adapter or [], engine, server.max_ttft_ms)
+    worker = with_port(worker, worker.host, worker_port, registry)
     log.configure()
     raise typer.Exit(uvloop.run(run(worker, server)))
 

@@ -1,6 +1,9 @@
-"""Settings of a worker process: which model, which adapters, where it listens."""
+"""Settings of a worker process: what it serves from the start, where it listens, where models are kept."""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 import msgspec
 
@@ -17,14 +20,21 @@ class AdapterSource(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """One backbone, its adapters, and the socket that serves them."""
+    """What one worker serves, and the sockets on which clients reach it."""
 
-    model: str
-    """Hugging Face folder or GGUF file."""
-    key: str
-    """Name under which requests address the bare backbone."""
-    socket: str
-    """Path of the Unix socket to listen on."""
+    model: str | None = None
+    """Hugging Face folder or GGUF file to serve from the start; None starts bare, and clients spawn what they need."""
+    key: str = ""
+    """Name under which requests address that model."""
+    socket: str = ""
+    """Path of the Unix socket to listen on; empty: none."""
+    host: str = "127.0.0.1"
+    """Address to bind for WebSocket clients. There are no passwords: whoever reaches it may use the worker."""
+    port: int | None = None
+    """Port for WebSocket clients; None: none, 0: a free one."""
+    registry: str = ""
+    """Folder of saved models; empty: `$HARMONIA_REGISTRY`, else `harmonia/registry` in `$XDG_DATA_HOME`, which is
+    `~/.local/share` unless set."""
     adapters: tuple[AdapterSource, ...] = ()
     """Adapters to load before reporting ready."""
     engine: EngineConfig = EngineConfig()
@@ -33,3 +43,9 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Milliseconds before a request without its first token is given up, queue time included."""
     max_grammar_bytes: int = 262_144
     """Largest JSON schema or grammar that a request may bring."""
+
+    def registry_folder(self) -> Path:
+        """Where saved models are."""
+        data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+        chosen = self.registry or os.environ.get("HARMONIA_REGISTRY") or f"{data}/harmonia/registry"
+        return Path(chosen).expanduser().absolute()

@@ -224,7 +224,7 @@ class Runtime:
         lane = next((lane for lane in self._lanes if lane.is_permanent), None)
         if lane is None:
             raise InvalidRequestError("this worker serves no model of its own; spawn the adapter's folder instead")
-        self._check_name(key)
+        self._check_name(key, field="key")
         lane.engine.load_adapter(key, path)
         lane.adopt(key, SpawnSpec(path=path), InstanceNeed(name=key, mode="inference"))
 
@@ -250,12 +250,12 @@ class Runtime:
         for load in self._loader.loads:
             yield from (spawn.name for spawn in load.waiting)
 
-    def _check_name(self, name: str) -> None:
+    def _check_name(self, name: str, field: str = "name") -> None:
         if not name or not name.isprintable():
-            raise InvalidRequestError(f"instance name {name!r} is empty or cannot be printed", field="name")
+            raise InvalidRequestError(f"instance name {name!r} is empty or cannot be printed", field=field)
         if name in self._names():
             raise InvalidRequestError(
-                f"the name {name!r} is taken on this worker; names are also model keys, so choose another", field="name"
+                f"the name {name!r} is taken on this worker; names are also model keys, so choose another", field=field
             )
 
     def _lane_of(self, name: str) -> Instances:

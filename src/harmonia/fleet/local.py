@@ -81,7 +81,7 @@ class LocalFleet(Fleet):
             self._watchers.discard(queue)
 
     async def _keep(self, replica: str, config: WorkerConfig) -> None:
-        backoff_s, failed_loads = FIRST_BACKOFF_S, 0
+        name, backoff_s, failed_loads = config.key or "bare", FIRST_BACKOFF_S, 0
         while True:
             process = await WorkerProcess.spawn(config, partial(self._hear, replica))
             try:
@@ -95,7 +95,7 @@ class LocalFleet(Fleet):
                 return
             if ready_s is not None and ready_s > STABLE_AFTER_S:
                 backoff_s = FIRST_BACKOFF_S
-            log.error("worker %s (%s) died: %s; restarting in %g s", replica, config.key, failure.message, backoff_s)
+            log.error("worker %s (%s) died: %s; restarting in %g s", replica, name, failure.message, backoff_s)
             self._change(replica, state=WorkerState.LOADING, pid=None, restarts=self._statuses[replica].restarts + 1)
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)

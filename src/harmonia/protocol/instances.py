@@ -4,6 +4,9 @@ An instance is (backbone, adapter or none, head, version) under a name that is u
 takes such a name, too. Commands on one instance take effect in the order in which its connection sent them.
 """
 
+# msgspec gives every struct its own copy of a default.
+# ruff: noqa: RUF012
+
 from __future__ import annotations
 
 from typing import Literal
@@ -43,7 +46,7 @@ class SpawnSpec(Message, frozen=True, kw_only=True):
     """What to spawn from a model's files."""
 
     path: str
-    """`model_registry://key`, or a folder or file on the worker's machine: a full model, or an adapter in PEFT's format."""
+    """`model_registry://key`, or a folder or file on the worker's machine: a model, or an adapter as PEFT saves it."""
     mode: Literal["inference", "training"] = "inference"
     max_batch_size: int | None = None
     """Tokens of one micro-batch and of the longest trainable sample; required for training."""

@@ -5,11 +5,14 @@ its connection; sending the same id again is answered once. One engine step yiel
 all streams of the connection.
 """
 
+# msgspec gives every struct its own copy of a default.
+# ruff: noqa: RUF012
+
 from __future__ import annotations
 
 import msgspec
 
-from harmonia.protocol.base import JsonObject as JsonObject
+from harmonia.protocol.base import JsonObject as JsonObject  # noqa: PLC0414 - for those who import it from here
 from harmonia.protocol.base import Message as _Message
 from harmonia.protocol.instances import InstanceAnswer, InstanceCommand
 from harmonia.protocol.sampling import SamplingParams
@@ -99,7 +102,10 @@ class Embed(_Message, frozen=True, kw_only=True):
 
 
 class Cancel(_Message, frozen=True, kw_only=True):
-    """Stop a request and free its blocks; unknown ids are ignored."""
+    """Stop a request and free its blocks; unknown ids are ignored.
+
+    What a `Spawn` or `Clone` makes is freed again; other changes of instances take effect nevertheless.
+    """
 
     id: str
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import asyncio
 import uuid
 
-from harmonia.errors import HarmoniaError, InvalidRequestError, UnavailableError, UnknownModelError, WorkerLostError
+from harmonia.errors import (
+    DeadlineExceededError,
+    HarmoniaError,
+    InvalidRequestError,
+    UnavailableError,
+    UnknownModelError,
+    WorkerLostError,
+)
 from harmonia.log import get_logger
 from harmonia.protocol.client import Stream, WorkerClient
 from harmonia.protocol.fleet import Fleet, WorkerState, WorkerStatus
@@ -31,6 +38,7 @@ log = get_logger(__name__)
 LOADING_RETRY_S = 2
 LOST_RETRY_S = 1
 _RECONNECT_S = 0.2
+_WATCH_S = 600.0
 
 
 class Replica:
@@ -218,11 +226,28 @@ class Router:
             await self._restore_adapters(replica)
             self._replicas[status.replica] = replica
             self._changed.set()
-            await client.closed.wait()
+            watching = asyncio.create_task(self._watch(replica))
+            try:
+                await client.closed.wait()
+            finally:
+                watching.cancel()
         finally:
             self._replicas.pop(status.replica, None)
             self._changed.set()
             await client.close()
+
+    async def _watch(self, replica: Replica) -> None:
+        """Keep up with what a worker serves: protocol clients spawn models there, and train them."""
+        while replica.description.revision:
+            message = Describe(id=_new_id(), unlike=replica.description.revision)
+            try:
+                replica.describe(await replica.client.request(message, Description, _WATCH_S))
+            except DeadlineExceededError:
+                continue  # nothing changed
+            except HarmoniaError as error:
+                log.debug("worker %s: %s", replica.replica, error)
+                return
+            self._changed.set()
 
     async def _restore_adapters(self, replica: Replica) -> None:
         for (backbone, key), path in self._adapters.items():

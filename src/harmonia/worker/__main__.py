@@ -13,7 +13,7 @@ from harmonia.worker.serve import run
 
 def main() -> int:
     """Parse the configuration and serve."""
-    parser = argparse.ArgumentParser(prog="python -m harmonia.worker", description="Serve one model on a Unix socket.")
+    parser = argparse.ArgumentParser(prog="python -m harmonia.worker", description="Run one worker process.")
     parser.add_argument("--config-json", required=True, help="a WorkerConfig as JSON")
     text = parser.parse_args().config_json
     try:

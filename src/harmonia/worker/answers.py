@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from harmonia.engine.requests import SequenceOutput, TokenScore
 from harmonia.protocol.messages import Delta, TokenLogprob, ToolCall
+from harmonia.protocol.threads import Fragment, FunctionCall, StructuredOutput, Text, TokenThreadData, TokenTurn
 from harmonia.worker.detokenize import Detokenizer, TokenTable
 from harmonia.worker.grammar import Grammar
 from harmonia.worker.stops import StopScanner
@@ -122,6 +123,39 @@ class Answer:
             )
             for token_id, score in zip(token_ids, scores, strict=False)
         )
+
+
+class ThreadDraft:
+    """The conversation that a prompt and one answer to it make."""
+
+    def __init__(self, prompt: TokenThreadData, schema: str | None = None) -> None:
+        """schema: the JSON schema that the answer follows."""
+        self._prompt = prompt
+        self._schema = schema
+        self._ids: list[int] = []
+        self._texts: list[str] = []
+        self._calls: list[ToolCall] = []
+
+    def add(self, delta: Delta) -> None:
+        """The answer gained this."""
+        self._ids += delta.token_ids
+        self._texts.append(delta.text)
+        self._calls += delta.tool_calls
+
+    def thread(self) -> TokenThreadData:
+        """The prompt and what was sampled, to the token; only the answer has weight."""
+        ids = (*self._prompt.token_ids, *self._ids)
+        answer = TokenTurn(
+            role="assistant", start=len(self._prompt.token_ids), stop=len(ids), weight=1.0, content=self._content()
+        )
+        return TokenThreadData(token_ids=ids, turns=(*self._prompt.turns, answer))
+
+    def _content(self) -> tuple[Fragment, ...]:
+        text = "".join(self._texts)
+        calls = tuple(FunctionCall(call_id=call.id, name=call.name, arguments=call.arguments) for call in self._calls)
+        if self._schema is not None:
+            return (StructuredOutput(raw_text=text, parsed_json=text.strip(), schema=self._schema), *calls)
+        return (Text(text=text), *calls) if text or not calls else calls
 
 
 def joined(deltas: Sequence[Delta]) -> Delta:

@@ -14,7 +14,20 @@ from websockets.exceptions import ConnectionClosed
 
 from harmonia import log
 from harmonia.errors import HarmoniaError, InvalidRequestError
+from harmonia.protocol.instances import (
+    Detokenized,
+    Hello,
+    PlainText,
+    Planned,
+    Progress,
+    Score,
+    Scored,
+    TokenIds,
+    Tokenized,
+    Welcome,
+)
 from harmonia.protocol.messages import (
+    PROTOCOL_VERSION,
     Cancel,
     ClientMessage,
     Delta,
@@ -33,18 +46,20 @@ from harmonia.protocol.messages import (
     decode_client_message,
     encode,
 )
+from harmonia.worker.owners import InstanceChange, Kept, Owner, Owners
 from harmonia.worker.streams import Client, Streams, Work, failure
 
 # Deltas that may wait for a slow client before the engine stops working for it.
 MAX_PENDING = 4096
 _MAX_REMEMBERED = 10_000
 _CLOSE_INVALID = 1007
+_CLOSE_REPLACED = 4001
 
 _log = log.get_logger(__name__)
 
 
-Reply = Done | Description | Stats
-Outgoing = Delta | Finished | Failed | Embedded | Reply
+Reply = Done | Description | Stats | Planned | Tokenized | TokenIds | Detokenized | PlainText
+Outgoing = Delta | Finished | Failed | Embedded | Scored | Welcome | Progress | Kept | Reply
 
 
 class Service(Protocol):
@@ -54,7 +69,11 @@ class Service(Protocol):
     def streams(self) -> Streams:
         """Requests in progress."""
 
-    async def begin(self, request: Generate | Embed, client: Client, arrival_s: float) -> Work:
+    @property
+    def owners(self) -> Owners:
+        """Clients that own instances."""
+
+    async def begin(self, request: Generate | Embed | Score, client: Client, arrival_s: float) -> Work:
         """Start a request that goes on after this returns."""
 
     async def answer(self, command: ClientMessage) -> Reply:
@@ -62,7 +81,10 @@ class Service(Protocol):
 
 
 class Connection:
-    """A client and its requests. Ids are its own; a repeated id is not answered twice."""
+    """A client and its requests. Ids are its own; a repeated id is not answered twice.
+
+    What changes instances belongs to the client's owner, which may outlive the connection; all else ends with it.
+    """
 
     def __init__(self, socket: ServerConnection, service: Service) -> None:
         self._socket = socket
@@ -77,6 +99,8 @@ class Connection:
         self._paused: set[str] = set()
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._held = False
+        self._owner: Owner | None = None
+        self._closing: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Serve until the client leaves; then all of its work is cancelled."""
@@ -86,6 +110,8 @@ class Connection:
                 if not self._receive(data):
                     await self._socket.close(_CLOSE_INVALID, "not a message of the protocol")
                     break
+                if self._owner is not None:
+                    await self._owner.room()
         except ConnectionClosed as error:
             _log.debug("connection closed: %s", error)
         finally:
@@ -103,6 +129,11 @@ class Connection:
             self._held = True
             for work in self._work.values():
                 self._streams.hold(work)
+
+    def replaced(self) -> None:
+        """Its client has connected again: this connection is over."""
+        self._owner = None
+        self._closing = asyncio.create_task(self._socket.close(_CLOSE_REPLACED, "the client connected again"))
 
     async def drained(self) -> None:
         """Wait until every message so far was sent."""
@@ -154,7 +185,8 @@ class Connection:
                 self._pause(message.id)
             case Resume():
                 self._resume(message.id)
-            case _:
+            case _ if message.id not in self._seen:
+                self._remember(message.id)
                 self._start(message)
         return True
 
@@ -167,19 +199,38 @@ class Connection:
         self.deliver(failure(request_id, InvalidRequestError(f"malformed message: {error}")))
         return True
 
-    def _start(self, message: ClientMessage) -> None:
-        if message.id in self._seen:
-            return
-        self._seen[message.id] = None
+    def _remember(self, request_id: str) -> None:
+        self._seen[request_id] = None
         if len(self._seen) > _MAX_REMEMBERED:
             self._seen.popitem(last=False)
-        starting = self._starting[message.id] = asyncio.create_task(self._guarded(message))
-        starting.add_done_callback(lambda _: self._starting.pop(message.id, None))
+
+    def _start(self, message: ClientMessage) -> None:
+        """Begin what a message asks for. Tasks begin in the order in which they are made, and so of messages."""
+        match message:
+            case Hello():
+                self._greet(message)
+            case message if isinstance(message, InstanceChange):
+                if self._owner is None:
+                    self._owner = self._service.owners.anonymous(self)
+                self._owner.take(message)
+            case _:
+                starting = self._starting[message.id] = asyncio.create_task(self._guarded(message))
+                starting.add_done_callback(lambda _: self._starting.pop(message.id, None))
+
+    def _greet(self, hello: Hello) -> None:
+        try:
+            if self._owner is not None:
+                raise InvalidRequestError("Hello must come first, and once, on a connection")
+            self._owner, known = self._service.owners.welcome(hello, self)
+        except HarmoniaError as error:
+            self.deliver(failure(hello.id, error))
+            return
+        self.deliver(Welcome(id=hello.id, protocol_version=PROTOCOL_VERSION, resumed=known))
 
     async def _guarded(self, message: ClientMessage) -> None:
         request_id = message.id
         try:
-            if isinstance(message, Generate | Embed):
+            if isinstance(message, Generate | Embed | Score):
                 await self._begin(message)
             else:
                 self.deliver(await self._service.answer(message))
@@ -189,7 +240,7 @@ class Connection:
             _log.exception("request %s failed", request_id)
             self.deliver(failure(request_id, HarmoniaError("internal error of the worker; its log says more")))
 
-    async def _begin(self, request: Generate | Embed) -> None:
+    async def _begin(self, request: Generate | Embed | Score) -> None:
         work = await self._service.begin(request, self, time.monotonic())
         self._work[request.id] = work
         if self._held or request.id in self._paused:
@@ -198,6 +249,8 @@ class Connection:
     # ------------------------------------------------------------------------------------- request control
 
     def _cancel(self, request_id: str) -> None:
+        if self._owner is not None:
+            self._owner.give_up(request_id)
         starting, work = self._starting.get(request_id), self._work.get(request_id)
         if starting is not None:
             starting.cancel()
@@ -222,7 +275,9 @@ class Connection:
         self._paused.discard(request_id)
 
     def _abandon(self) -> None:
-        """The client is gone: cancel everything."""
+        """The client is gone: cancel everything but what changes instances."""
+        if self._owner is not None:
+            self._service.owners.leave(self._owner, self)
         for starting in self._starting.values():
             starting.cancel()
         for work in self._work.values():

@@ -15,29 +15,50 @@ from typing import Protocol
 import msgspec
 
 from harmonia import log
-from harmonia.config import EngineConfig
-from harmonia.engine.requests import SequenceError, SequenceOutput, SequenceRequest
+from harmonia.config import WorkerConfig
+from harmonia.engine.requests import (
+    Answer,
+    OptimStepRequest,
+    SaveRequest,
+    SequenceError,
+    SequenceOutput,
+    SequenceRequest,
+    TrainRequest,
+)
 from harmonia.errors import HarmoniaError, InvalidRequestError
+from harmonia.protocol.instances import SpawnSpec
 from harmonia.protocol.messages import JsonObject
 from harmonia.worker.link import (
     Add,
+    Advance,
     Attach,
     Command,
+    Copy,
+    Count,
     Detach,
     DeviceEnd,
     Drop,
     EndSession,
+    Estimate,
     Fatal,
+    Free,
     Hold,
     Inspect,
+    Lasting,
+    Learn,
+    Loading,
+    Make,
     Mask,
     Measure,
     Outputs,
     Question,
+    Quick,
+    Read,
     Ready,
     Release,
     Reply,
     Start,
+    Write,
     watch_for_hangup,
 )
 
@@ -45,7 +66,7 @@ _log = log.get_logger("harmonia.worker.device")  # this module runs as __main__
 
 
 class DeviceEngine(Protocol):
-    """What the loop needs of an engine; see `harmonia.engine.engine.Engine`."""
+    """What the loop needs of a runtime; see `harmonia.engine.runtime.Runtime`."""
 
     @property
     def has_work(self) -> bool: ...
@@ -64,9 +85,41 @@ class DeviceEngine(Protocol):
     def unload_adapter(self, key: str) -> None: ...
     def describe(self) -> object: ...
     def stats(self) -> object: ...
+    def spawn(self, name: str, spec: SpawnSpec, answer: Answer, progress: Callable[[float], None]) -> None: ...
+    def plan_spawn(self, spec: SpawnSpec) -> JsonObject: ...
+    def clone(self, instance: str, name: str, answer: Answer) -> None: ...
+    def dealloc(self, instance: str) -> None: ...
+    def train(self, request: TrainRequest, answer: Answer) -> None: ...
+    def optim_step(self, request: OptimStepRequest, answer: Answer) -> None: ...
+    def set_optim_step(self, instance: str, step: int, answer: Answer) -> None: ...
+    def save(self, request: SaveRequest, answer: Answer) -> None: ...
+    def load_weights(self, instance: str, path: str, answer: Answer) -> None: ...
 
 
-Load = Callable[[str, str, EngineConfig, Callable[[float], None] | None], DeviceEngine]
+Load = Callable[[WorkerConfig, Callable[[float], None]], DeviceEngine]
+
+
+class LineAnswer:
+    """Sends the answer to a command when it is there."""
+
+    def __init__(self, line: DeviceEnd, tag: int) -> None:
+        self._line = line
+        self._tag = tag
+        self._share = -1.0
+
+    def done(self, value: JsonObject) -> None:
+        """It succeeded."""
+        self._line.send(Reply(self._tag, _plain(value)))
+
+    def failed(self, error: HarmoniaError) -> None:
+        """It did not."""
+        self._line.send(Reply(self._tag, {}, SequenceError.of(error)))
+
+    def progress(self, share: float) -> None:
+        """This much of it is done; repetitions and what nobody would see are not sent."""
+        if share > self._share + 0.01 or share >= 1.0 > self._share:
+            self._share = share
+            self._line.send(Loading(self._tag, share))
 
 
 class DeviceLoop:
@@ -86,19 +139,21 @@ class DeviceLoop:
     def _turn(self) -> None:
         for command in self._line.receive(self._patience_s()):
             self._obey(command)
-        outputs = self._engine.step() if self._engine.has_work else []
+        outputs = self._engine.step() if self._engine.has_work or self._is_due() else []
         if outputs or self._refused:
             outputs, self._refused = self._refused + outputs, []
             self._line.send(Outputs(tuple(outputs)))
 
     def _patience_s(self) -> float | None:
         """How long to wait for commands: not at all while something can run."""
-        if not self._engine.has_work:
-            return None
-        if not self._engine.stalled:
+        if self._engine.has_work and not self._engine.stalled:
             return 0.0
         deadline_s = self._engine.next_deadline_s
         return None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+
+    def _is_due(self) -> bool:
+        deadline_s = self._engine.next_deadline_s
+        return deadline_s is not None and deadline_s <= time.monotonic()
 
     def _obey(self, command: Command) -> None:
         engine = self._engine
@@ -118,7 +173,7 @@ class DeviceLoop:
             case Start():
                 raise AssertionError("started twice")
             case question:
-                self._line.send(self._answer(question))
+                self._answer(question)
 
     def _add(self, request: SequenceRequest) -> None:
         try:
@@ -126,27 +181,54 @@ class DeviceLoop:
         except HarmoniaError as error:
             self._refused.append(SequenceOutput(seq_id=request.seq_id, error=SequenceError.of(error)))
 
-    def _answer(self, question: Question) -> Reply:
+    def _answer(self, question: Question) -> None:
+        answer = LineAnswer(self._line, question.tag)
         try:
-            return Reply(question.tag, self._ask(question))
+            if isinstance(question, Lasting):
+                self._begin(question, answer)
+            else:
+                answer.done(self._ask(question))
         except HarmoniaError as error:
-            return Reply(question.tag, {}, SequenceError.of(error))
+            answer.failed(error)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
+            if isinstance(error, ConnectionError):
+                raise  # the line itself
             # A broken file of an adapter must not take the backbone and its requests down.
             _log.exception("command failed")
-            return Reply(question.tag, {}, SequenceError.of(InvalidRequestError(f"{type(error).__name__}: {error}")))
+            answer.failed(InvalidRequestError(f"{type(error).__name__}: {error}"))
 
-    def _ask(self, question: Question) -> JsonObject:
+    def _ask(self, question: Quick) -> JsonObject:
         match question:
             case Attach(_, key, path):
                 self._engine.load_adapter(key, path)
             case Detach(_, key):
                 self._engine.unload_adapter(key)
+            case Free(_, instance):
+                self._engine.dealloc(instance)
+            case Estimate(_, spec):
+                return self._engine.plan_spawn(spec)
             case Inspect():
                 return _plain(self._engine.describe())
             case Measure():
                 return _plain(self._engine.stats())
         return {}
+
+    def _begin(self, question: Lasting, answer: LineAnswer) -> None:
+        match question:
+            case Make(_, name, spec):
+                self._engine.spawn(name, spec, answer, answer.progress)
+            case Copy(_, instance, name):
+                self._engine.clone(instance, name, answer)
+            case Learn(_, request):
+                self._engine.train(request, answer)
+            case Advance(_, request):
+                self._engine.optim_step(request, answer)
+            case Count(_, instance, step):
+                self._engine.set_optim_step(instance, step, answer)
+            case Write(_, request):
+                self._engine.save(request, answer)
+            case Read(_, instance, path):
+                self._engine.load_weights(instance, path, answer)
 
 
 def _each(do: Callable[[int], None], seq_ids: tuple[int, ...]) -> None:
@@ -187,7 +269,7 @@ def load_and_serve(sock: socket.socket, load: Load, on_hangup: Callable[[], None
     assert isinstance(start, Start) and not others
     config = start.config
     try:
-        engine = load(config.model, config.key, config.engine, _ProgressLog(config.model))
+        engine = load(config, _ProgressLog(config.model or "nothing"))
         for adapter in config.adapters:
             engine.load_adapter(adapter.key, adapter.path)
     except HarmoniaError as error:
@@ -206,9 +288,14 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     log.configure()
     # Only this process imports torch.
-    from harmonia.engine.engine import Engine
+    from harmonia.engine.runtime import Runtime
 
-    return load_and_serve(socket.socket(fileno=int(sys.argv[1])), Engine.load, lambda: os._exit(0))
+    def load(config: WorkerConfig, progress: Callable[[float], None]) -> DeviceEngine:
+        if config.model is None:
+            return Runtime(config.engine)
+        return Runtime.load(config.model, config.key, config.engine, progress)
+
+    return load_and_serve(socket.socket(fileno=int(sys.argv[1])), load, lambda: os._exit(0))
 
 
 if __name__ == "__main__":

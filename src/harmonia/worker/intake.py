@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import copy
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
+from functools import partial
+from typing import TypeVar
 
 import msgspec
 
@@ -12,15 +15,19 @@ from harmonia.config import WorkerConfig
 from harmonia.engine.requests import SequenceRequest, pack_ids
 from harmonia.errors import InvalidRequestError, SequenceTooLongError
 from harmonia.models.tokenizer import ModelTokenizer
-from harmonia.protocol.messages import ChatPrompt, Embed, Generate, Prompt, TextPrompt, TokenPrompt
+from harmonia.protocol.instances import SampleData, Score
+from harmonia.protocol.messages import ChatPrompt, Embed, Generate, TextPrompt, ThreadPrompt, TokenPrompt
 from harmonia.protocol.sampling import SamplingParams
-from harmonia.worker.answers import Answer, AnswerText
+from harmonia.protocol.threads import ThreadData, TokenThreadData
+from harmonia.worker.answers import Answer, AnswerText, ThreadDraft
 from harmonia.worker.calls import Functions
 from harmonia.worker.chat import template_args, template_messages, template_tools
 from harmonia.worker.detokenize import Detokenizer, TokenTable
 from harmonia.worker.grammar import Compiled, GrammarCompiler
+from harmonia.worker.samples import Sample, read_sample, sample_chars
 from harmonia.worker.stops import check_stops
-from harmonia.worker.streams import Client, Embedding, Generation, Streams
+from harmonia.worker.streams import Client, Embedding, Generation, Scoring, Streams
+from harmonia.worker.threads import ThreadTokenizer, num_chars
 from harmonia.worker.toolforms import TAGS, Form, forms_for
 from harmonia.worker.tools import ToolParser
 
@@ -28,6 +35,8 @@ MAX_ANSWERS = 128
 MAX_EMBED_PROMPTS = 2048
 # Longer texts are tokenized in a thread: some milliseconds, in which streams would stand still.
 _INLINE_CHARS = 4096
+
+T = TypeVar("T")
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -39,7 +48,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Intake:
-    """Turns `Generate` and `Embed` into work for the engine."""
+    """Turns what clients send into work for the engine, with the tokenizer of one base model."""
 
     def __init__(
         self, config: WorkerConfig, limits: Limits, tokenizer: ModelTokenizer, streams: Streams, executor: Executor
@@ -56,7 +65,16 @@ class Intake:
         self._shown = self._special_tags(self._forms)
         self._drops_first_space = _drops_first_space(tokenizer)
         self._max_token_bytes: int | None = None
-        self._turn = asyncio.Lock()
+        # Samples have a turn of their own: hundreds may come at once, and prompts do not wait behind them.
+        self._turn, self._sample_turn = asyncio.Lock(), asyncio.Lock()
+        self.threads = ThreadTokenizer(tokenizer)
+        self.has_chat_template = tokenizer.chat_template is not None
+
+    def limited(self, max_seq_len: int) -> Intake:
+        """The same for an instance with sequences of this length."""
+        limited = copy.copy(self)
+        limited._limits = msgspec.structs.replace(self._limits, max_seq_len=max_seq_len)
+        return limited
 
     # ------------------------------------------------------------------------------------------- requests
 
@@ -68,7 +86,13 @@ class Intake:
         sampling.validate(self._limits.vocab_size)
         check_stops(sampling.stop)
         deadline_ms = self._max_ttft_ms(request.max_ttft_ms)
-        ids = await self._prompt_ids(request.prompt)
+        drafts: list[ThreadDraft] = []
+        if isinstance(request.prompt, ThreadPrompt):
+            thread = await self._thread_prompt(request.prompt)
+            ids, schema = self._checked_ids(thread.token_ids), _schema(request)
+            drafts = [ThreadDraft(thread, schema) for _ in range(request.n)]
+        else:
+            ids = await self._prompt_ids(request.prompt)
         room = self._room(len(ids))
         grammar = await self._grammars.compile(request.constraint) if request.constraint else None
         base = SequenceRequest(
@@ -82,7 +106,9 @@ class Intake:
             constrained=grammar is not None,
         )
         answers = [self._answer(request, index, ids, grammar) for index in range(request.n)]
-        work = Generation(request.id, client, arrival_s, prompt_ids=ids, answers=answers, stream=request.stream)
+        work = Generation(
+            request.id, client, arrival_s, prompt_ids=ids, answers=answers, stream=request.stream, drafts=drafts
+        )
         sequences = [
             msgspec.structs.replace(
                 base, seq_id=self._streams.next_seq_id(), sampling=self._engine_sampling(sampling, index, room)
@@ -117,6 +143,58 @@ class Intake:
         self._streams.start(work, sequences)
         return work
 
+    async def score(
+        self, request: Score, client: Client, arrival_s: float, ready: Callable[[], Awaitable[None]]
+    ) -> Scoring:
+        """Start reading values; `ready` is awaited before the engine hears of it. Has no deadline."""
+        sample = await self.sample(request.sample)
+        self._check_length(len(sample.token_ids), self._limits.max_seq_len)
+        score, num_values = sample.score(request.what)
+        sequence = SequenceRequest(
+            seq_id=self._streams.next_seq_id(),
+            model=request.instance,
+            token_ids=sample.token_ids.tobytes(),
+            arrival_s=arrival_s,
+            score=score,
+        )
+        work = Scoring(request.id, client, arrival_s, num_values=num_values)
+        await ready()
+        self._streams.start(work, [sequence])
+        return work
+
+    # ----------------------------------------------------------------------------------- conversations and samples
+
+    async def sample(self, data: SampleData) -> Sample:
+        """A sample in tokens."""
+        read = partial(read_sample, data, self.threads, self._limits.vocab_size)
+        return await self._in_turn(read, sample_chars(data), self._sample_turn)
+
+    async def tokenize(self, thread: ThreadData) -> TokenThreadData:
+        """A conversation in tokens."""
+        return await self._in_turn(partial(self.threads.tokenize, thread), num_chars(thread), self._sample_turn)
+
+    async def tokenize_text(self, text: str) -> tuple[int, ...]:
+        """Plain text in tokens, and nothing around it."""
+        encode = partial(self._tokenizer.encode, text, add_special=False)
+        return tuple(await self._in_turn(encode, len(text), self._sample_turn))
+
+    def text(self, token_ids: tuple[int, ...]) -> str:
+        """Tokens as plain text, special ones by their names."""
+        return self._tokenizer.decode(self._checked_ids(token_ids) if token_ids else (), skip_special=False)
+
+    async def _thread_prompt(self, prompt: ThreadPrompt) -> TokenThreadData:
+        size = num_chars(prompt.thread) if isinstance(prompt.thread, ThreadData) else 0
+        return await self._in_turn(partial(self.threads.prompt, prompt.thread, prompt.tools), size, self._turn)
+
+    async def _in_turn(self, work: Callable[[], T], chars: int, lock: asyncio.Lock) -> T:
+        """Long work in a thread, short work here: one per turn of the event loop, so that a burst stops no stream."""
+        if chars > _INLINE_CHARS:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        async with lock:
+            result = work()
+            await asyncio.sleep(0)
+        return result
+
     def _max_ttft_ms(self, asked: int | None) -> int:
         if asked is not None and asked < 0:
             raise InvalidRequestError(f"max_ttft_ms must be 0 or more, got {asked}", field="max_ttft_ms")
@@ -124,15 +202,10 @@ class Intake:
 
     # -------------------------------------------------------------------------------------------- prompts
 
-    async def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
+    async def _prompt_ids(self, prompt: TextPrompt | ChatPrompt | TokenPrompt) -> tuple[int, ...]:
         if isinstance(prompt, TokenPrompt):
             return self._checked_ids(prompt.token_ids)
-        if _num_chars(prompt) <= _INLINE_CHARS:
-            async with self._turn:  # one per turn of the event loop, so that a burst of requests stops no stream
-                ids = self._encode(prompt)
-                await asyncio.sleep(0)
-        else:
-            ids = await asyncio.get_running_loop().run_in_executor(self._executor, self._encode, prompt)
+        ids = await self._in_turn(partial(self._encode, prompt), _num_chars(prompt), self._turn)
         if not ids:
             raise InvalidRequestError("the prompt is empty; give at least one token", field="prompt")
         return tuple(ids)
@@ -161,9 +234,7 @@ class Intake:
     def _render(self, prompt: ChatPrompt) -> str:
         template = self._tokenizer.chat_template
         if template is None:
-            message = (
-                f"{self._config.key!r} has no chat template; use /v1/completions, or serve an instruction-tuned model"
-            )
+            message = "this model has no chat template; use /v1/completions, or serve an instruction-tuned model"
             raise InvalidRequestError(message, field="messages")
         return template.render(
             template_messages(prompt),
@@ -200,7 +271,7 @@ class Intake:
     def _answer(self, request: Generate, index: int, ids: tuple[int, ...], grammar: Compiled | None) -> Answer:
         tools = None
         if request.parse_tools:
-            declared = request.prompt.tools if isinstance(request.prompt, ChatPrompt) else ()
+            declared = request.prompt.tools if isinstance(request.prompt, ChatPrompt | ThreadPrompt) else ()
             tools = ToolParser(self._forms, Functions(declared))
         detokenizer = Detokenizer(
             self._table,
@@ -229,6 +300,12 @@ class Intake:
         """Special tokens that mark tool calls, and so must reach the parser as text."""
         tags = {tag: self._tokenizer.backend.token_to_id(tag) for tag in (*(form.marker for form in forms), *TAGS)}
         return {index: tag.encode() for tag, index in tags.items() if index in self._tokenizer.special_ids}
+
+
+def _schema(request: Generate) -> str | None:
+    """The JSON schema that answers follow."""
+    constraint = request.constraint
+    return constraint.source if constraint is not None and constraint.kind == "json_schema" else None
 
 
 def _int64(number: int) -> int:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import select
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
 from harmonia.config import WorkerConfig
-from harmonia.engine.requests import SequenceError, SequenceOutput, SequenceRequest
+from harmonia.engine.requests import (
+    OptimStepRequest,
+    SaveRequest,
+    SequenceError,
+    SequenceOutput,
+    SequenceRequest,
+    TrainRequest,
+)
+from harmonia.protocol.instances import SpawnSpec
 from harmonia.protocol.messages import JsonObject
 
 _RECEIVE_BYTES = 1 << 20
@@ -95,8 +104,79 @@ class Measure(_Word, frozen=True):
     tag: int
 
 
-Command = Start | Add | Drop | Hold | Release | Mask | EndSession | Attach | Detach | Inspect | Measure
-Question = Attach | Detach | Inspect | Measure
+class Make(_Word, frozen=True):
+    """Make an instance; `Loading` comes on the way."""
+
+    tag: int
+    name: str
+    spec: SpawnSpec
+
+
+class Estimate(_Word, frozen=True):
+    """Plan an instance without making it."""
+
+    tag: int
+    spec: SpawnSpec
+
+
+class Copy(_Word, frozen=True):
+    """Make a frozen snapshot of an instance."""
+
+    tag: int
+    instance: str
+    name: str
+
+
+class Free(_Word, frozen=True):
+    """Deallocate an instance."""
+
+    tag: int
+    instance: str
+
+
+class Learn(_Word, frozen=True):
+    """Add the gradient of a sample."""
+
+    tag: int
+    request: TrainRequest
+
+
+class Advance(_Word, frozen=True):
+    """Step the optimizer."""
+
+    tag: int
+    request: OptimStepRequest
+
+
+class Count(_Word, frozen=True):
+    """Set the number of optimizer steps done."""
+
+    tag: int
+    instance: str
+    step: int
+
+
+class Write(_Word, frozen=True):
+    """Save an instance."""
+
+    tag: int
+    request: SaveRequest
+
+
+class Read(_Word, frozen=True):
+    """Load an instance's weights from a folder."""
+
+    tag: int
+    instance: str
+    path: str
+
+
+Quick = Attach | Detach | Inspect | Measure | Estimate | Free
+"""Questions that are answered at once."""
+Lasting = Make | Copy | Learn | Advance | Count | Write | Read
+"""Questions that are answered when they are done, some steps later."""
+Question = Quick | Lasting
+Command = Start | Add | Drop | Hold | Release | Mask | EndSession | Question
 
 # ------------------------------------------------------------------------------------------- from the device
 
@@ -127,7 +207,14 @@ class Reply(_Word, frozen=True):
     error: SequenceError | None = None
 
 
-Event = Ready | Fatal | Outputs | Reply
+class Loading(_Word, frozen=True):
+    """How much of the command with this tag is done, 0 to 1."""
+
+    tag: int
+    share: float
+
+
+Event = Ready | Fatal | Outputs | Reply | Loading
 
 _encode = msgspec.msgpack.Encoder(enc_hook=str).encode  # whatever stands in the details of an error
 _decode_commands = msgspec.msgpack.Decoder(tuple[Command, ...]).decode
@@ -167,18 +254,20 @@ def decode_events(frame: bytes) -> tuple[Event, ...]:
 
 
 class DeviceEnd:
-    """The device process' end: blocking, one thread."""
+    """The device process' end: blocking. One thread receives; any may send."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(True)
         self._sock = sock
         self._frames = Frames()
+        self._sending = threading.Lock()
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
 
     def send(self, *events: Event) -> None:
         """Send events as one frame; waits while the other side is behind."""
-        self._sock.sendall(pack(events))
+        with self._sending:
+            self._sock.sendall(pack(events))
 
     def receive(self, timeout_s: float | None) -> list[Command]:
         """The commands that are there, after waiting for some at most this long; None waits without end.

@@ -20,6 +20,7 @@ from harmonia.worker.link import (
     Event,
     Fatal,
     Frames,
+    Loading,
     Outputs,
     Question,
     Ready,
@@ -33,6 +34,7 @@ DEVICE_COMMAND = (sys.executable, "-m", "harmonia.worker.device")
 _EXIT_PATIENCE_S = 5.0
 
 _Answer = asyncio.Future[JsonObject]
+Progress = Callable[[float], None]
 
 
 class Device(asyncio.Protocol):
@@ -47,6 +49,7 @@ class Device(asyncio.Protocol):
         self._waiting: list[Command] = []
         self._tags = itertools.count(1)
         self._replies: dict[int, _Answer] = {}
+        self._progress: dict[int, Progress] = {}
         self.ready: _Answer = loop.create_future()
         """Done when the model is loaded; holds the engine's description, or why loading failed."""
         self.lost = asyncio.Event()
@@ -76,17 +79,28 @@ class Device(asyncio.Protocol):
             self._loop.call_soon(self._flush)
         self._waiting.append(command)
 
-    async def ask(self, question: Callable[[int], Question]) -> JsonObject:
-        """Send the question made for a fresh tag and wait for its answer; errors are raised as on the other side."""
+    def give(self, question: Callable[[int], Question], progress: Progress | None = None) -> _Answer:
+        """Send the question made for a fresh tag now; the future holds its answer. `progress` hears shares before."""
+        reply = self._loop.create_future()
         if self.lost.is_set():
-            raise WorkerLostError("the device process is gone")
+            reply.set_exception(WorkerLostError("the device process is gone"))
+            return reply
         tag = next(self._tags)
-        reply = self._replies[tag] = self._loop.create_future()
+        self._replies[tag] = reply
+        if progress is not None:
+            self._progress[tag] = progress
+
+        def forget(_: _Answer) -> None:
+            self._replies.pop(tag, None)
+            self._progress.pop(tag, None)
+
+        reply.add_done_callback(forget)
         self.send(question(tag))
-        try:
-            value: JsonObject = await reply
-        finally:
-            del self._replies[tag]
+        return reply
+
+    async def ask(self, question: Callable[[int], Question]) -> JsonObject:
+        """Send a question and wait for its answer; errors are raised as on the other side."""
+        value: JsonObject = await self.give(question)
         return value
 
     async def stop(self) -> int:
@@ -138,6 +152,9 @@ class Device(asyncio.Protocol):
                 self.on_outputs(outputs)
             case Reply(tag, value, error):
                 self._resolve(self._replies.get(tag), value, error)
+            case Loading(tag, share):
+                if tag in self._progress:
+                    self._progress[tag](share)
             case Ready(description):
                 self._resolve(self.ready, description, None)
             case Fatal(cause):

@@ -8,24 +8,22 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import msgspec
-from websockets.asyncio.server import ServerConnection, unix_serve
+from websockets.asyncio.server import ServerConnection
 
 from harmonia import log
 from harmonia.config import WorkerConfig
-from harmonia.errors import HarmoniaError, InvalidRequestError, UnavailableError, WorkerLostError
-from harmonia.models.source import open_model
-from harmonia.models.tokenizer import ModelTokenizer, load_tokenizer
+from harmonia.errors import HarmoniaError, UnavailableError, WorkerLostError
+from harmonia.models.tokenizer import ModelTokenizer
+from harmonia.worker.bases import open_base
 from harmonia.worker.connection import Connection
+from harmonia.worker.listen import Listeners
 from harmonia.worker.process import DEVICE_COMMAND, Device
 from harmonia.worker.service import WorkerService
 
 EXIT_LOST = 1
 EXIT_FATAL = 3
-MAX_MESSAGE_BYTES = 64 << 20
-_MAX_SOCKET_PATH = 103
 _FAREWELL_S = 2.0
 
 _log = log.get_logger(__name__)
@@ -51,10 +49,7 @@ def _report_fatal(error: HarmoniaError) -> None:
 
 
 async def _serve(config: WorkerConfig, device_command: Sequence[str]) -> int:
-    if len(config.socket.encode()) > _MAX_SOCKET_PATH:
-        raise InvalidRequestError(
-            f"socket path is longer than {_MAX_SOCKET_PATH} bytes: {config.socket}", field="socket"
-        )
+    listeners = Listeners(config)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -64,10 +59,11 @@ async def _serve(config: WorkerConfig, device_command: Sequence[str]) -> int:
         if service is None:
             return 0
         try:
-            return await _listen(config, device, service, stop)
+            return await _listen(listeners, device, service, stop)
         finally:
             service.close()
     finally:
+        listeners.close()
         status = await device.stop()
         _log.info("device process ended with status %d", status)
 
@@ -87,25 +83,25 @@ def _load(config: WorkerConfig, device: Device) -> asyncio.Task[WorkerService]:
     async def load() -> WorkerService:
         # The device loads the weights meanwhile; what is wrong with the files is told by whoever finds it first.
         try:
-            tokenizer, description = await asyncio.gather(
-                asyncio.to_thread(_open_tokenizer, config.model), device.ready
-            )
+            tokenizer, description = await asyncio.gather(_tokenizer(config.model), device.ready)
         except WorkerLostError as error:
             status = await device.stop()
-            message = f"the device process ended with status {status} while loading {config.model}; see the log above"
+            what = config.model or "its libraries"
+            message = f"the device process ended with status {status} while loading {what}; see the log above"
             raise WorkerLostError(message, status=status) from error
         return WorkerService(config, device, description, tokenizer)
 
     return asyncio.create_task(load())
 
 
-def _open_tokenizer(model: str) -> ModelTokenizer:
-    tokenizer = load_tokenizer(open_model(model))
-    tokenizer.token_bytes(0)  # builds its table now, not in front of the first request
+async def _tokenizer(model: str | None) -> ModelTokenizer | None:
+    if model is None:
+        return None
+    _, tokenizer = await asyncio.to_thread(open_base, model)
     return tokenizer
 
 
-async def _listen(config: WorkerConfig, device: Device, service: WorkerService, stop: asyncio.Event) -> int:
+async def _listen(listeners: Listeners, device: Device, service: WorkerService, stop: asyncio.Event) -> int:
     connections: set[Connection] = set()
 
     async def handle(socket: ServerConnection) -> None:
@@ -116,28 +112,21 @@ async def _listen(config: WorkerConfig, device: Device, service: WorkerService, 
         finally:
             connections.discard(connection)
 
-    # A Unix socket tells by itself when a peer is gone: no pings, so that an idle worker sleeps.
-    server = await unix_serve(
-        handle, config.socket, compression=None, max_size=MAX_MESSAGE_BYTES, ping_interval=None, server_header=None
-    )
-    Path(config.socket).chmod(0o600)
-    _log.info("serving %s at %s", config.key, config.socket)
-    try:
-        ends = [asyncio.create_task(event.wait()) for event in (stop, device.lost)]
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        for end in ends:
-            end.cancel()
-        error: HarmoniaError = UnavailableError("the worker is shutting down; retry on another or later")
-        if device.lost.is_set():
-            error = WorkerLostError("the device process ended; retry on another worker")
-        server.close(close_connections=False)
-        service.streams.fail_all(error)
-        await _farewell(connections)
-    finally:
-        server.close()
-        Path(config.socket).unlink(missing_ok=True)
+    await listeners.start(handle)
+    _log.info("serving at %s", " and ".join(listeners.addresses))
+    ends = [asyncio.create_task(event.wait()) for event in (stop, device.lost)]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    for end in ends:
+        end.cancel()
+    error: HarmoniaError = UnavailableError("the worker is shutting down; retry on another or later")
+    if device.lost.is_set():
+        error = WorkerLostError("the device process ended; retry on another worker")
+    listeners.stop(close_connections=False)
+    service.fail_all(error)
+    await _farewell(connections)
+    listeners.close()
     with suppress(TimeoutError):
-        await asyncio.wait_for(server.wait_closed(), _FAREWELL_S)
+        await asyncio.wait_for(listeners.wait_closed(), _FAREWELL_S)
     return EXIT_LOST if device.lost.is_set() else 0
 
 

@@ -12,14 +12,15 @@ from typing import Protocol
 from harmonia import log
 from harmonia.engine.requests import SequenceOutput, SequenceRequest
 from harmonia.errors import HarmoniaError, from_code
+from harmonia.protocol.instances import Scored
 from harmonia.protocol.messages import Delta, Embedded, Failed, Finished, Usage
-from harmonia.worker.answers import Answer, joined
+from harmonia.worker.answers import Answer, ThreadDraft, joined
 from harmonia.worker.grammar import Grammar
 from harmonia.worker.link import Add, Command, Drop, Hold, Mask, Release
 
 _log = log.get_logger(__name__)
 
-Message = Delta | Finished | Failed | Embedded
+Message = Delta | Finished | Failed | Embedded | Scored
 
 
 class Client(Protocol):
@@ -67,8 +68,11 @@ class Generation(Work):
         prompt_ids: tuple[int, ...],
         answers: list[Answer],
         stream: bool,
+        drafts: list[ThreadDraft] | None = None,
     ) -> None:
+        """drafts: one per answer, where the end is to bring conversations."""
         super().__init__(request_id, client, arrival_s)
+        self._drafts = drafts or []
         self._prompt_ids = prompt_ids
         self._waiting = answers
         self._stream = stream
@@ -110,6 +114,8 @@ class Generation(Work):
             self._timings_ms = {"queue": output.queue_s * 1000, "ttft": self._age_ms()}
 
     def _show(self, delta: Delta) -> None:
+        if self._drafts:
+            self._drafts[delta.index].add(delta)
         if self._stream:
             self.client.deliver(delta)
             return
@@ -125,7 +131,8 @@ class Generation(Work):
             cached_tokens=self._cached_tokens,
         )
         timings_ms = {**self._timings_ms, "total": self._age_ms()}
-        self.client.deliver(Finished(id=self.request_id, usage=usage, timings_ms=timings_ms))
+        threads = tuple(draft.thread() for draft in self._drafts)
+        self.client.deliver(Finished(id=self.request_id, usage=usage, timings_ms=timings_ms, threads=threads))
 
     def _age_ms(self) -> float:
         return (time.monotonic() - self.arrival_s) * 1000
@@ -151,6 +158,20 @@ class Embedding(Work):
         if not self.live:
             usage = Usage(prompt_tokens=self._num_tokens, completion_tokens=0)
             self.client.deliver(Embedded(id=self.request_id, vectors=tuple(self._vectors.values()), usage=usage))
+
+
+class Scoring(Work):
+    """A `Score` request: values along one prompt."""
+
+    def __init__(self, request_id: str, client: Client, arrival_s: float, *, num_values: int) -> None:
+        super().__init__(request_id, client, arrival_s)
+        self._num_bytes = 4 * num_values
+
+    def take(self, output: SequenceOutput) -> None:
+        """The values, all at once."""
+        self.live.discard(output.seq_id)
+        values = (output.values or b"")[: self._num_bytes]
+        self.client.deliver(Scored(id=self.request_id, values=values, version=output.version))
 
 
 class Streams:
@@ -235,7 +256,7 @@ class Streams:
         work.take(output)
         if output.seq_id not in work.live:
             del self._owners[output.seq_id]
-            if output.finish_reason is None and not output.embedding:
+            if output.finish_reason is None and not output.embedding and output.values is None:
                 self._device.send(Drop((output.seq_id,)))  # ended here, by a stop string or a grammar
 
     def _make_masks(self, wanted: list[tuple[Generation, int, Grammar]]) -> None:

@@ -2,27 +2,43 @@
 
 import socket
 import threading
+import time
+from collections.abc import Callable
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harmonia.config import EngineConfig, WorkerConfig
-from harmonia.engine.requests import SequenceOutput, SequenceRequest
+from harmonia.config import WorkerConfig
+from harmonia.engine.requests import (
+    Answer,
+    OptimStepRequest,
+    SampleArrays,
+    SequenceOutput,
+    SequenceRequest,
+    TrainRequest,
+)
 from harmonia.errors import AdapterLimitError, OverloadedError, UnsupportedModelError
+from harmonia.protocol.instances import SpawnSpec
+from harmonia.protocol.losses import LanguageModelling
 from harmonia.worker.device import DeviceLoop, load_and_serve
 from harmonia.worker.link import (
     Add,
+    Advance,
     Attach,
     Command,
     DeviceEnd,
     Drop,
+    Estimate,
     Event,
     Fatal,
     Frames,
     Hold,
     Inspect,
+    Learn,
+    Loading,
+    Make,
     Mask,
     Measure,
     Outputs,
@@ -46,6 +62,7 @@ class Notes:
         self.stalled = False
         self.next_deadline_s = None
         self.num_steps = 0
+        self.waiting: list[Answer] = []
 
     @property
     def has_work(self) -> bool:
@@ -95,6 +112,25 @@ class Notes:
 
     def describe(self) -> dict[str, object]:
         return {"family": "notes"}
+
+    def spawn(self, name: str, spec: SpawnSpec, answer: Answer, progress: Callable[[float], None]) -> None:
+        if name == "taken":
+            raise UnsupportedModelError("taken")
+        for share in (0.1, 0.101, 0.5, 1.0, 1.0):
+            progress(share)
+        answer.done({"instance": {"name": name}, "base": spec.path})
+
+    def plan_spawn(self, spec: SpawnSpec) -> dict[str, object]:
+        return {"fits": spec.path == "small"}
+
+    def train(self, request: TrainRequest, answer: Answer) -> None:
+        """Answers with the next optimizer step."""
+        self.waiting.append(answer)
+
+    def optim_step(self, request: OptimStepRequest, answer: Answer) -> None:
+        for waiting in self.waiting:
+            waiting.done({})
+        answer.failed(AdapterLimitError("no step", limit=1)) if request.lr == 0 else answer.done({"version": 1})
 
     def stats(self) -> dict[str, object]:
         return {"steps": self.num_steps}
@@ -186,11 +222,45 @@ def test_errors_of_commands_are_replies(peer_and_engine) -> None:
     assert good == Reply(3, {})
 
 
+def test_a_spawn_tells_how_far_it_is(peer_and_engine) -> None:
+    peer, _ = peer_and_engine
+    peer.send(Make(4, "policy", SpawnSpec(path="small")), Make(5, "taken", SpawnSpec(path="small")))
+    assert [peer.event() for _ in range(3)] == [Loading(4, 0.1), Loading(4, 0.5), Loading(4, 1.0)]
+    assert peer.event() == Reply(4, {"instance": {"name": "policy"}, "base": "small"})
+    assert peer.event().error.message == "taken"
+    peer.send(Estimate(6, SpawnSpec(path="small")))
+    assert peer.event() == Reply(6, {"fits": True})
+
+
+def test_training_is_answered_when_it_is_done(peer_and_engine) -> None:
+    peer, engine = peer_and_engine
+    request = TrainRequest(instance="i", sides=(SampleArrays(token_ids=b""),), loss=LanguageModelling())
+    peer.send(Learn(1, request), Learn(2, request), Measure(3))
+    assert peer.event().tag == 3
+    peer.send(Advance(4, OptimStepRequest(instance="i", lr=1.0)))
+    assert [peer.event() for _ in range(3)] == [Reply(1, {}), Reply(2, {}), Reply(4, {"version": 1})]
+    engine.waiting.clear()
+    peer.send(Advance(5, OptimStepRequest(instance="i", lr=0.0)))
+    assert peer.event().error.details == {"limit": 1}
+
+
+def test_a_deadline_alone_makes_a_step(peer_and_engine) -> None:
+    peer, engine = peer_and_engine
+    engine.next_deadline_s = time.monotonic() + 0.05
+    peer.send(Measure(1))
+    steps = peer.event().value["steps"]
+    deadline = time.monotonic() + 5
+    while engine.num_steps == steps and time.monotonic() < deadline:
+        time.sleep(0.01)
+    engine.next_deadline_s = None
+    assert engine.num_steps > steps
+
+
 def test_loading_reports_ready_or_why_not() -> None:
     config = WorkerConfig(model="x", key="m", socket="s")
 
-    def load(model: str, key: str, engine: EngineConfig, progress: object) -> Notes:
-        if model == "bad":
+    def load(config: WorkerConfig, progress: object) -> Notes:
+        if config.model == "bad":
             raise UnsupportedModelError("no such family", family="bad")
         return Notes()
 
