@@ -1,0 +1,278 @@
+"""A model that generates and scores."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal, Self, SupportsIndex, overload
+
+import msgspec
+
+from harmonia.client.session import Instance
+from harmonia.client.timings import Timings
+from harmonia.client.tools import Tool, read_tools
+from harmonia.client.values import (
+    AnyThread,
+    Real,
+    from_float32,
+    spread_over_tokens,
+    token_ids,
+    wire,
+    with_answer,
+)
+from harmonia.errors import HarmoniaError, InvalidRequestError
+from harmonia.protocol.base import JsonObject
+from harmonia.protocol.instances import (
+    Detokenize,
+    Detokenized,
+    DetokenizeIds,
+    Load,
+    Loaded,
+    PlainText,
+    SampleData,
+    Score,
+    Scored,
+    TokenIds,
+    Tokenize,
+    Tokenized,
+    TokenizeText,
+    TokenSample,
+)
+from harmonia.protocol.messages import (
+    Constraint,
+    Delta,
+    Embed,
+    Embedded,
+    Finished,
+    Generate,
+    Prompt,
+    TextPrompt,
+    ThreadPrompt,
+    TokenPrompt,
+)
+from harmonia.protocol.sampling import SamplingParams
+from harmonia.protocol.threads import TokenThreadData
+from harmonia.threads import StringThread, TokenizedThread
+
+_NO_DEADLINE_MS = 7 * 24 * 3600 * 1000
+"""Hundreds of generations may queue for longer than a chat would wait; whoever wants a limit cancels the call."""
+
+Serialized = tuple[list[int], list[tuple[int, bytes]], list[float]]
+"""Token ids, image patches (none yet), and a weight per token."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model object generates."""
+
+    max_gen_len: int
+    min_gen_len: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    tools: tuple[JsonObject, ...] = ()
+    constraint: Constraint | None = None
+
+
+class InferenceModel:
+    """An instance on a worker. `ModelBuilder.spawn_inference` makes it; it is freed with the last object that uses it.
+
+    `temperature` and its like return a changed copy that shares the weights. Log-probabilities are natural, untempered
+    and of the full vocabulary, whatever the sampling settings.
+    """
+
+    def __init__(self, instance: Instance, settings: Settings, builder_args: dict[str, Any]) -> None:
+        self._instance = instance
+        self._settings = settings
+        self._builder_args = builder_args
+
+    # ------------------------------------------------------------------------------------------------ settings
+
+    def is_scalar(self) -> bool:
+        """Whether it gives a number per token instead of a vocabulary."""
+        return self._instance.info.is_scalar
+
+    def get_builder_args(self) -> dict[str, Any]:
+        """What its builder was told, as plain data; `path` is always a string."""
+        return copy.deepcopy(self._builder_args)
+
+    def temperature(self, temperature: float) -> Self:
+        """Divides logits when sampling; 0 is greedy. 1 unless set."""
+        return self._with(temperature=float(temperature))
+
+    def top_p(self, top_p: float) -> Self:
+        """Sample from the smallest set of tokens whose probability reaches this. 1 unless set."""
+        return self._with(top_p=float(top_p))
+
+    def max_gen_len(self, max_gen_len: int) -> Self:
+        """Longest answer in tokens; the builder's `tokens_to_generate` unless set."""
+        return self._with(max_gen_len=max_gen_len.__index__())
+
+    def min_gen_len(self, min_gen_len: int) -> Self:
+        """Shortest answer in tokens. 0 unless set."""
+        return self._with(min_gen_len=min_gen_len.__index__())
+
+    def tools(self, tools: Sequence[Tool]) -> Self:
+        """Tools that it may call, as OpenAI's function objects or their JSON text."""
+        return self._with(tools=read_tools(tools))
+
+    def constrained_decoding(self, schema: str, format: str) -> Self:
+        """Answers follow a JSON schema, given as JSON text; `format` is "json"."""
+        if format != "json":
+            raise InvalidRequestError(f"constrained_decoding knows the format 'json', got {format!r}", field="format")
+        return self._with(constraint=Constraint(kind="json_schema", source=schema))
+
+    def _with(self, **changes: Any) -> Self:
+        model = copy.copy(self)
+        model._settings = msgspec.structs.replace(self._settings, **changes)
+        return model
+
+    # ---------------------------------------------------------------------------------------------- generating
+
+    @overload
+    async def generate(self, thread: AnyThread, return_timings: Literal[False] = False) -> StringThread: ...
+    @overload
+    async def generate(self, thread: AnyThread, return_timings: Literal[True]) -> tuple[StringThread, Timings]: ...
+    async def generate(
+        self, thread: AnyThread, return_timings: bool = False
+    ) -> StringThread | tuple[StringThread, Timings]:
+        """The conversation with one more assistant turn; metadata and weights of earlier turns stay.
+
+        SequenceTooLongError if the conversation leaves no room for an answer.
+        """
+        finished, _ = await self._generate(ThreadPrompt(thread=wire(thread), tools=self._settings.tools))
+        answered = with_answer(thread, _only_thread(finished))
+        return (answered, Timings.of(finished)) if return_timings else answered
+
+    async def generate_tokens(self, thread: AnyThread) -> TokenizedThread:
+        """As `generate`, in the tokens that were sampled; only the new turn is weighted."""
+        finished, _ = await self._generate(ThreadPrompt(thread=wire(thread), tools=self._settings.tools))
+        return TokenizedThread.from_data(_only_thread(finished), thread.metadata)
+
+    async def raw_string_create(self, prompt: str) -> str:
+        """What follows a plain text, without any template."""
+        _, deltas = await self._generate(TextPrompt(text=prompt))
+        return "".join(delta.text for delta in deltas)
+
+    async def raw_token_create(self, prompt: Sequence[SupportsIndex]) -> list[int]:
+        """The tokens that follow the given ones."""
+        _, deltas = await self._generate(TokenPrompt(token_ids=token_ids(prompt)))
+        return [token for delta in deltas for token in delta.token_ids]
+
+    async def _generate(self, prompt: Prompt) -> tuple[Finished, list[Delta]]:
+        self._instance.check()
+        session, settings = self._instance.session, self._settings
+        request = Generate(
+            id=session.new_id(),
+            model=self._instance.name,
+            prompt=prompt,
+            sampling=SamplingParams(
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                max_tokens=settings.max_gen_len,
+                min_tokens=settings.min_gen_len,
+            ),
+            constraint=settings.constraint,
+            max_ttft_ms=_NO_DEADLINE_MS,
+            parse_tools=bool(settings.tools),
+            stream=False,
+        )
+        stream, events = session.generate(request), list[Delta | Finished]()
+        try:
+            while some := await stream.next_events():
+                events += some
+        except asyncio.CancelledError:
+            stream.cancel()
+            raise
+        finished = next((event for event in events if isinstance(event, Finished)), None)
+        if finished is None:
+            raise HarmoniaError("the worker ended a generation without saying so")
+        return finished, [event for event in events if isinstance(event, Delta)]
+
+    # ----------------------------------------------------------------------------------------- text and tokens
+
+    async def tokenize_thread(self, thread: StringThread) -> TokenizedThread:
+        """The conversation in tokens, as the model's template renders it; roles, weights and metadata stay."""
+        answer = await self._instance.ask(Tokenize, Tokenized, thread=thread.to_data())
+        return TokenizedThread.from_data(answer.thread, thread.metadata)
+
+    async def detokenize_thread(self, thread: TokenizedThread) -> StringThread:
+        """The conversation in text; roles, weights and metadata stay."""
+        answer = await self._instance.ask(Detokenize, Detokenized, thread=thread.to_data())
+        return StringThread.from_data(answer.thread, thread.metadata)
+
+    async def serialize_thread(self, thread: StringThread) -> Serialized:
+        """Token ids, image patches, and a weight per token."""
+        return await self.serialize_tokenized_thread(await self.tokenize_thread(thread))
+
+    async def serialize_tokenized_thread(self, thread: TokenizedThread) -> Serialized:
+        """Token ids, image patches, and a weight per token."""
+        return list(thread.token_ids), [], list(thread.weights)
+
+    async def tokenize(self, text: str) -> list[int]:
+        """Token ids of plain text."""
+        return list((await self._instance.ask(TokenizeText, TokenIds, text=text)).token_ids)
+
+    async def detokenize(self, tokens: Sequence[SupportsIndex]) -> str:
+        """Text of plain token ids."""
+        return (await self._instance.ask(DetokenizeIds, PlainText, token_ids=token_ids(tokens))).text
+
+    async def char_to_token_rewards(self, text: str, char_rewards: Sequence[Real]) -> list[float]:
+        """Rewards per character as rewards per token of `tokenize(text)`; the total stays the same."""
+        tokens = await self.tokenize(text)
+        prefixes = await asyncio.gather(*(self.detokenize(tokens[:end]) for end in range(1, len(tokens) + 1)))
+        return spread_over_tokens(text, char_rewards, prefixes)
+
+    # ------------------------------------------------------------------------------------------------- scoring
+
+    async def logprobs(self, thread: StringThread) -> float:
+        """The summed log-probability of the weighted tokens."""
+        return sum(await self._score(wire(thread), "logprobs"))
+
+    async def logprobs_per_token(self, thread: TokenizedThread) -> list[float]:
+        """The log-probability of each weighted token."""
+        return await self._score(wire(thread), "logprobs")
+
+    async def raw_logprobs(self, tokens: Sequence[SupportsIndex]) -> list[float]:
+        """The log-probability of each token after those before it; 0.0 for the first, which follows nothing."""
+        ids = token_ids(tokens)
+        if len(ids) < 2:
+            return [0.0] * len(ids)
+        weights = (0.0, *[1.0] * (len(ids) - 1))
+        return [0.0, *await self._score(TokenSample(token_ids=ids, weights=weights), "logprobs")]
+
+    async def score(self, thread: TokenizedThread) -> list[float]:
+        """A scoring model's value before each weighted token; as many as `logprobs_per_token` gives."""
+        return await self._score(wire(thread), "scores")
+
+    async def score_last_token(self, thread: StringThread) -> float:
+        """A scoring model's value of the whole conversation, read at its last token."""
+        (score,) = await self._score(wire(thread), "last_score")
+        return score
+
+    async def embed(self, tokens: Sequence[SupportsIndex]) -> list[float]:
+        """The final hidden state of the last token, of length 1."""
+        self._instance.check()
+        session, prompt = self._instance.session, TokenPrompt(token_ids=token_ids(tokens))
+        request = Embed(id=session.new_id(), model=self._instance.name, prompts=(prompt,), max_ttft_ms=_NO_DEADLINE_MS)
+        (vector,) = (await session.ask(request, Embedded)).vectors
+        return from_float32(vector)
+
+    async def _score(self, sample: SampleData, what: str) -> list[float]:
+        return from_float32((await self._instance.ask(Score, Scored, sample=sample, what=what)).values)
+
+    # ------------------------------------------------------------------------------------------------- weights
+
+    async def load(self, path: str) -> None:
+        """Replace its weights, and the optimizer state where it was saved, by those of `model_registry://key`."""
+        answer = await self._instance.ask(Load, Loaded, path=path)
+        self._instance.optim_step = answer.optim_step
+
+    async def dealloc(self) -> None:
+        """Free it at once; whatever still uses it raises."""
+        await self._instance.free()
+
+
+def _only_thread(finished: Finished) -> TokenThreadData:
+    if len(finished.threads) != 1:
+        raise HarmoniaError(f"the worker gave {len(finished.threads)} conversations for one answer")
+    return finished.threads[0]
