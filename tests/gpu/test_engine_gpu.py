@@ -38,7 +38,9 @@ def engine_on_gpu(precision: str) -> Engine:
     for parameter in decoder.parameters():
         noise = torch.randn(source[parameter.name].shape) * (0.3 if len(parameter.shape) > 1 else 0.1)
         parameter.fill(0, noise + 1 if len(parameter.shape) == 1 else noise)
-    return Engine(Backbone("base", decoder, plan))
+    backbone = Backbone("base", decoder, plan)
+    backbone.add_bare("base")
+    return Engine(backbone)
 
 
 def ask(engine: Engine, seq_id: int, prompt: tuple[int, ...], **sampling: object) -> None:
