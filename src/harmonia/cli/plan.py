@@ -11,8 +11,10 @@ from rich.console import Console
 
 from harmonia.cli.app import app
 from harmonia.cli.options import (
+    DEFAULTS,
     DeviceOption,
     KvCacheLen,
+    MaxAdapters,
     MaxSeqLen,
     ModelPath,
     PrecisionOption,
@@ -20,7 +22,9 @@ from harmonia.cli.options import (
 )
 from harmonia.cli.tables import print_error, print_plan
 from harmonia.config.engine import Precision
-from harmonia.errors import HarmoniaError
+from harmonia.errors import HarmoniaError, InvalidRequestError
+
+DEFAULT_RANK = 16
 
 
 class Dtype(StrEnum):
@@ -50,6 +54,17 @@ _PRECISIONS: dict[Dtype, Precision] = {
 }
 
 
+Train = Annotated[bool, typer.Option("--train", help="Plan for training beside serving: an adapter, unless --full.")]
+MaxBatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Tokens of one micro-batch, and of the longest sample; with --train.")
+]
+AdapterRank = Annotated[int, typer.Option(min=1, help="Rank of the adapter that is trained.")]
+Targets = Annotated[
+    str | None, typer.Option(help="Projections that it changes, such as q_proj,v_proj; every one by default.")
+]
+Full = Annotated[bool, typer.Option("--full", help="Train every weight instead of an adapter.")]
+
+
 @app.command()
 def plan(
     model: ModelPath,
@@ -58,9 +73,15 @@ def plan(
     precision: PrecisionOption = "auto",
     dtype: Annotated[Dtype | None, typer.Option(help="Another way to say --precision.")] = None,
     device: DeviceOption = "auto",
+    train: Train = False,
+    max_batch_size: MaxBatchSize = None,
+    adapter_rank: AdapterRank = DEFAULT_RANK,
+    targets: Targets = None,
+    full: Full = False,
+    max_adapters: MaxAdapters = DEFAULTS.max_adapters,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Show the bytes that serving MODEL takes, and whether this machine has them.
+    """Show the bytes that serving or training MODEL takes, and whether this machine has them.
 
     Nothing is loaded: only the headers of the files are read. The exit code is 1 when it does not fit.
 
@@ -70,15 +91,24 @@ def plan(
 
       harmonia plan ./Qwen3-8B --kv-cache-len 200000 --dtype bf16 --device cuda
 
+      harmonia plan ./Qwen3-8B --train --max-batch-size 8192 --adapter-rank 32
+
+      harmonia plan ./Qwen3-8B --train --max-batch-size 4096 --full
+
       harmonia plan ./Qwen3-8B --json | jq .total_bytes
     """
     # The planner belongs to the compute half: importing it loads torch, which no other command needs.
     from harmonia.engine.memory import plan_memory
+    from harmonia.engine.needs import training_need
 
     console = Console()
-    config = engine_config(kv_cache_len, max_seq_len, precision if dtype is None else _PRECISIONS[dtype], device)
+    chosen = precision if dtype is None else _PRECISIONS[dtype]
+    config = engine_config(kv_cache_len, max_seq_len, chosen, device, max_adapters=max_adapters)
     try:
-        result = plan_memory(str(model), config)
+        check_training(train, max_batch_size, full, targets)
+        names = tuple(name.strip() for name in targets.split(",")) if targets else ()
+        needs = [] if max_batch_size is None else [training_need(max_batch_size, 0 if full else adapter_rank, names)]
+        result = plan_memory(str(model), config, needs)
     except HarmoniaError as error:
         print_error(Console(stderr=True), error)
         raise typer.Exit(1) from error
@@ -88,3 +118,15 @@ def plan(
         print_plan(console, result.to_dict())
     if not result.fits:
         raise typer.Exit(1)
+
+
+def check_training(train: bool, max_batch_size: int | None, full: bool, targets: str | None) -> None:
+    """Raise `InvalidRequestError` for options of training that contradict each other."""
+    if train and max_batch_size is None:
+        raise InvalidRequestError(
+            "--train needs --max-batch-size: the tokens of one micro-batch, such as 4096", field="max_batch_size"
+        )
+    if not train and (max_batch_size is not None or full or targets):
+        raise InvalidRequestError("--max-batch-size, --full and --targets are about training: add --train")
+    if full and targets:
+        raise InvalidRequestError("--targets are those of an adapter, and --full trains every weight: leave out one")

@@ -36,12 +36,21 @@ def print_plan(console: Console, plan: Mapping[str, object]) -> None:
     table.add_row("available", size(_int(plan.get("available_bytes"))))
     console.print(table)
     length = f"cache of {_int(plan.get('kv_cache_len'))} tokens, sequences of up to {_int(plan.get('max_seq_len'))}"
+    if plan.get("max_batch_size"):
+        console.print(_training_line(plan))
     if plan.get("fits"):
         console.print(f"[green]It fits[/green]: {length}.")
         return
     console.print(f"[red]It does not fit[/red]: {length}.")
     for lever in _sequence(plan.get("levers")):
         console.print(f"  what would help: {escape(str(lever))}")
+
+
+def _training_line(plan: Mapping[str, object]) -> str:
+    """How much training computes twice to fit."""
+    kept, layers = _int(plan.get("num_kept")), _int(plan.get("num_layers"))
+    line = f"Training keeps the activations of {kept} of {layers} layers"
+    return f"{line}: nothing is recomputed." if kept == layers else f"{line} and recomputes the others."
 
 
 def print_error(console: Console, error: HarmoniaError) -> None:

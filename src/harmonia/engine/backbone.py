@@ -71,7 +71,7 @@ class Backbone:
         """Read the weights of a model that was planned."""
         torch.set_num_threads(plan.config.num_threads or len(os.sched_getaffinity(0)))
         started = time.monotonic()
-        decoder = load_decoder(source.limited(plan.max_seq_len), plan.fmt, progress)
+        decoder = load_decoder(source, plan.fmt, progress)
         if plan.device == "cpu":
             native.load_kernels()
         log.info("loaded %s in %.1f s: %s on %s", source.path, time.monotonic() - started, plan.precision, plan.device)

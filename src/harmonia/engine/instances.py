@@ -16,7 +16,7 @@ from harmonia.engine.memory import InstanceNeed, Plan
 from harmonia.engine.requests import Answer, OptimStepRequest, SampleArrays, SaveRequest, TrainRequest, unpack_ids
 from harmonia.engine.saving import Saver
 from harmonia.engine.training import Barrier, Trainer, mean_loss
-from harmonia.errors import HarmoniaError, InvalidRequestError
+from harmonia.errors import HarmoniaError, InvalidRequestError, SequenceTooLongError
 from harmonia.log import get_logger
 from harmonia.models.export import read_scalar_head
 from harmonia.models.peft import SavedAdapter, read_saved_adapter
@@ -120,7 +120,18 @@ class Instances:
         """Queue a training call; what is wrong with it is raised here."""
         trainer = self.trainer(request.instance)
         vocab_size = self.engine.backbone.decoder.config.vocab_size
-        trainer.add(tuple(_sample(side, request.loss, vocab_size) for side in request.sides), request.loss, answer)
+        sides = tuple(_sample(side, request.loss, vocab_size) for side in request.sides)
+        longest, limit = (
+            max((side.num_tokens for side in sides), default=0),
+            self.engine.backbone.decoder.config.max_seq_len,
+        )
+        if longest > limit:
+            raise SequenceTooLongError(
+                f"the sample has {longest} tokens, and the model knows {limit} positions; leave it out or shorten it",
+                num_tokens=longest,
+                limit=limit,
+            )
+        trainer.add(sides, request.loss, answer)
 
     def optim_step(self, request: OptimStepRequest, answer: Answer) -> None:
         """Queue an optimizer step behind the calls before it."""
@@ -263,7 +274,7 @@ class Instances:
     def copied(self, name: str, need: InstanceNeed, spec: SpawnSpec, plan: Plan) -> Instances:
         """A frozen copy of a whole backbone that is trained under `name`, with one instance on it."""
         old = self.engine.backbone
-        decoder = copy_decoder(old.decoder, plan.max_seq_len)
+        decoder = copy_decoder(old.decoder)
         backbone = Backbone(f"{self.path}#{need.name}", decoder, plan, source=old.source)
         backbone.add_bare(need.name, old.instance(name).head)
         new = Instances(Engine(backbone), self.path)

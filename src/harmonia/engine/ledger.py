@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import msgspec
 from harmonia.config import EngineConfig
 from harmonia.engine.instances import Instances
 from harmonia.engine.memory import InstanceNeed, Plan, make_plan
+from harmonia.models.config import ModelConfig
 from harmonia.models.source import ModelSource
 from harmonia.protocol.instances import SpawnSpec
 
@@ -24,7 +25,7 @@ class Promise(Protocol):
 class Ledger:
     """Plans each backbone within what the others leave."""
 
-    def __init__(self, config: EngineConfig, lanes: Sequence[Instances], loads: Sequence[Promise]) -> None:
+    def __init__(self, config: EngineConfig, lanes: Iterable[Instances], loads: Iterable[Promise]) -> None:
         """lanes, loads: the runtime's own lists, of which this keeps account."""
         self._config = config
         self._lanes = lanes
@@ -34,10 +35,10 @@ class Ledger:
 
     def plan_served(self, source: ModelSource) -> Plan:
         """The plan of the backbone that is served for good, as configured."""
-        return self._plan(source, self._config, ())
+        return self._plan(source.path, source, self._config, ())
 
-    def plan_new(self, source: ModelSource, spec: SpawnSpec, need: InstanceNeed) -> Plan:
-        """The plan of a backbone that is read for an instance."""
+    def plan_new(self, path: Path, model: ModelSource | ModelConfig, spec: SpawnSpec, need: InstanceNeed) -> Plan:
+        """The plan of a backbone that comes with an instance: read from a source, or copied from a decoder."""
         own = self._config
         config = msgspec.structs.replace(
             own,
@@ -46,7 +47,7 @@ class Ledger:
             precision=spec.precision or own.precision,
             adapter_rank_budget=0,
         )
-        return self._plan(source, config, (need,))
+        return self._plan(path, model, config, (need,))
 
     def replan(self, lane: Instances, need: InstanceNeed | None, kv_cache_len: int | None = None) -> Plan:
         """The plan of a loaded backbone with one more instance, and perhaps a larger cache."""
@@ -66,8 +67,10 @@ class Ledger:
         # Position and block tables were made for the sequences of the first plan.
         return msgspec.structs.replace(plan, max_seq_len=backbone.plan.max_seq_len)
 
-    def _plan(self, source: ModelSource, config: EngineConfig, needs: tuple[InstanceNeed, ...]) -> Plan:
-        plan = make_plan(source.path.name, source, config, available=self._room_beside(None), needs=needs)
+    def _plan(
+        self, path: Path, model: ModelSource | ModelConfig, config: EngineConfig, needs: tuple[InstanceNeed, ...]
+    ) -> Plan:
+        plan = make_plan(path.name, model, config, available=self._room_beside(None), needs=needs)
         if self._capacity is None:
             self._capacity = plan.memory.available_bytes
         return plan
@@ -77,4 +80,16 @@ class Ledger:
         if self._capacity is None:
             return None
         plans = [item.engine.plan for item in self._lanes if item is not lane] + [load.plan for load in self._loads]
-        return self._capacity - sum(plan.memory.total_bytes for plan in plans)
+        return self._capacity - sum(_beside_runtime(plan) for plan in plans)
+
+    @property
+    def promised_bytes(self) -> int:
+        """What all backbones together may take."""
+        plans = [item.engine.plan for item in self._lanes] + [load.plan for load in self._loads]
+        runtime = max((plan.memory.total_bytes - _beside_runtime(plan) for plan in plans), default=0)
+        return runtime + sum(_beside_runtime(plan) for plan in plans)
+
+
+def _beside_runtime(plan: Plan) -> int:
+    """What a plan adds where another one has counted what the process takes by itself."""
+    return sum(row.num_bytes for row in plan.memory.rows if row.name != "runtime")

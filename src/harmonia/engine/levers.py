@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from harmonia.config import EngineConfig
 from harmonia.engine.needs import InstanceNeed
-
-if TYPE_CHECKING:
-    from harmonia.engine.memory import Plan
+from harmonia.engine.plan import Plan, gib
 
 MIN_CACHE_LEN = 2048
 """Tokens of cache below which an automatic plan counts as not fitting."""
@@ -26,7 +24,7 @@ class Change(NamedTuple):
     needs: tuple[InstanceNeed, ...] | None = None
 
 
-Replan = Callable[[Change], "Plan"]
+Replan = Callable[[Change], Plan]
 
 
 def find_levers(plan: Plan, replan: Replan) -> tuple[str, ...]:
@@ -123,8 +121,3 @@ def _largest(least: int, most: int, fits: Callable[[int], bool]) -> int | None:
         else:
             most = middle - 1
     return least
-
-
-def gib(num_bytes: int) -> str:
-    """Bytes for people."""
-    return f"{num_bytes / 2**30:.2f} GiB"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import psutil
 import torch
 
 from harmonia.config import EngineConfig, SchedulerConfig
-from harmonia.engine.levers import MIN_CACHE_LEN, Change, find_levers, gib
+from harmonia.engine.levers import MIN_CACHE_LEN, Change, find_levers
 from harmonia.engine.needs import (
     InstanceNeed,
     PlanRow,
@@ -19,97 +19,22 @@ from harmonia.engine.needs import (
     check_needs,
     instance_rows,
     training_footprint,
-    working_row,
+    training_rows,
 )
-from harmonia.errors import InsufficientMemoryError, InvalidRequestError
-from harmonia.layers.linear import WeightFormat
+from harmonia.engine.plan import MemoryPlan, Plan, weight_format
+from harmonia.errors import InvalidRequestError
 from harmonia.models import ModelConfig, ModelSource, open_model
 from harmonia.models.exact import exact_weights
 from harmonia.models.sizes import kv_bytes_per_token, loading_bytes, weight_bytes, widening_bytes
-from harmonia.train.footprint import Footprint
 
 __all__ = ["InstanceNeed", "MemoryPlan", "Plan", "PlanRow", "make_plan", "plan_memory"]
 
 _CPU_CACHE_SHARE = 0.25
 """Share of the free memory that an automatic cache takes on a CPU, which other programs need too."""
-_RUNTIME_BYTES = {"cpu": 110 << 20, "cuda": 1200 << 20}
+_RUNTIME_BYTES = {"cpu": 150 << 20, "cuda": 1200 << 20}
 """Libraries, kernels and driver context beside what we allocate; see `benchmarks memory`."""
 _BATCH_TOKENS = {"cpu": 512, "cuda": 8192}
 _PREFILL_TOKENS = {"cpu": 256, "cuda": 8192}
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """The table of bytes for one model on one device."""
-
-    model: str
-    device: str
-    precision: str
-    rows: tuple[PlanRow, ...]
-    available_bytes: int
-    kv_cache_len: int
-    max_seq_len: int
-    num_layers: int = 0
-    num_kept: int = 0
-    """Layers whose activations training keeps; the others are recomputed, which takes a third longer at most."""
-    max_batch_size: int = 0
-    """Tokens of one micro-batch; 0: nothing is trained."""
-    levers: tuple[str, ...] = ()
-    """What would make it fit; empty when it does."""
-
-    @property
-    def total_bytes(self) -> int:
-        """Sum of the rows."""
-        return sum(row.num_bytes for row in self.rows)
-
-    @property
-    def fits(self) -> bool:
-        """The device has room for all of it."""
-        return self.total_bytes <= self.available_bytes
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON and for the error's details."""
-        plan: dict[str, Any] = msgspec.to_builtins(self)
-        return {**plan, "total_bytes": self.total_bytes, "fits": self.fits}
-
-    def require(self) -> None:
-        """Raise `InsufficientMemoryError` with table and levers unless it fits."""
-        if self.fits:
-            return
-        raise InsufficientMemoryError(
-            f"{self.model} needs {gib(self.total_bytes)} on {self.device}, and {gib(self.available_bytes)} may be "
-            f"used. What would help: {'; '.join(self.levers)}",
-            **self.to_dict(),
-        )
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings with everything automatic resolved, and the memory they take."""
-
-    config: EngineConfig
-    scheduler: SchedulerConfig
-    device: str
-    precision: str
-    num_blocks: int
-    max_seq_len: int
-    memory: MemoryPlan
-    needs: tuple[InstanceNeed, ...] = ()
-    """The instances that were counted."""
-
-    @property
-    def num_kept(self) -> int:
-        """Layers, the last ones, whose activations training keeps."""
-        return self.memory.num_kept
-
-    @property
-    def max_batch_size(self) -> int:
-        """Tokens of one micro-batch, the most that any instance in training asks for; 0 when none trains."""
-        return self.memory.max_batch_size
-
-    @property
-    def fmt(self) -> WeightFormat:
-        """Type and place of the weights."""
-        return weight_format(self.device, self.precision)
 
 
 def plan_memory(model_path: str, config: EngineConfig, needs: Sequence[InstanceNeed] = ()) -> MemoryPlan:
@@ -170,27 +95,25 @@ def _resolve(request: _Request) -> Plan:
     wanted_len = _wanted_seq_len(model, config)
     is_full = any(need.trains and need.full for need in needs)
     exact = frozenset() if source is None or is_full or fmt.dtype is not torch.float32 else exact_weights(source)
-    training = training_footprint(model, fmt, needs)
     fixed = (
         *(PlanRow(f"weights: {kind}", size) for kind, size in weight_bytes(model, fmt, exact).items()),
         PlanRow("weights: scratch", widening_bytes(model, fmt, exact), "for products in fp32"),
         bank_row(model, config, fmt, needs),
         *instance_rows(model, fmt, needs),
-        working_row(model, fmt, scheduler, training),
         PlanRow("runtime", _RUNTIME_BYTES[device], "libraries and driver"),
     )
+    training = training_footprint(model, fmt, needs)
     available = request.available
     if available is None:
         available = int(free_bytes(device) * config.memory_fraction)
     per_block = kv_bytes_per_token(model, fmt) * config.cache.block_size
     room = available - sum(row.num_bytes for row in fixed)
     least = _least_blocks(config, request.num_blocks)
-    num_kept = 0 if training is None else _num_kept(training, room - least * per_block)
-    kept_rows = () if training is None else (_kept_row(training, num_kept),)
+    kept_rows, num_kept = training_rows(model, fmt, scheduler, training, room - least * per_block)
     room -= sum(row.num_bytes for row in kept_rows)
-    num_blocks = (
-        least if request.num_blocks is not None else _num_blocks(config, least, device, room, available, per_block)
-    )
+    num_blocks = least
+    if request.num_blocks is None and config.cache.kv_cache_len is None:
+        num_blocks = max(least, _most_blocks(config, device, room, available, per_block))
     tokens = num_blocks * config.cache.block_size
     rows = (*fixed, *kept_rows, PlanRow("key/value cache", num_blocks * per_block, f"{tokens} tokens"))
     if request.num_blocks is None:
@@ -225,21 +148,6 @@ def _scheduler(config: EngineConfig, device: str) -> SchedulerConfig:
     return msgspec.structs.replace(config.scheduler, max_batch_tokens=batch_tokens, max_prefill_tokens=prefill_tokens)
 
 
-def _num_kept(training: Footprint, room: int) -> int:
-    """Most layers, from the last one down, whose activations have room."""
-    num_kept = 0
-    while num_kept < len(training.kept) and training.resident(num_kept + 1) <= room:
-        num_kept += 1
-    return num_kept
-
-
-def _kept_row(training: Footprint, num_kept: int) -> PlanRow:
-    note = f"of {num_kept} of {len(training.kept)} layers; the others are recomputed"
-    if num_kept == len(training.kept):
-        note = f"of all {num_kept} layers"
-    return PlanRow("training activations", training.resident(num_kept), note)
-
-
 def _loading_rows(rows: Sequence[PlanRow], num_bytes: int) -> tuple[PlanRow, ...]:
     """What filling and packing the weights takes beyond everything that comes later."""
     later = sum(row.num_bytes for row in rows if row.name != "runtime")
@@ -260,14 +168,11 @@ def _least_blocks(config: EngineConfig, num_blocks: int | None) -> int:
     return -(-wanted // cache.block_size)
 
 
-def _num_blocks(config: EngineConfig, least: int, device: str, room: int, available: int, per_block: int) -> int:
-    """Blocks of a new cache: those that were asked for, or what is left, up to a ceiling."""
-    cache = config.cache
-    if cache.kv_cache_len is not None:
-        return least
+def _most_blocks(config: EngineConfig, device: str, room: int, available: int, per_block: int) -> int:
+    """Blocks of an automatic cache: what is left, up to a ceiling."""
     if device == "cpu":
         room = min(room, int(available * _CPU_CACHE_SHARE))
-    return max(least, min(-(-cache.default_kv_cache_len // cache.block_size), room // per_block))
+    return min(-(-config.cache.default_kv_cache_len // config.cache.block_size), room // per_block)
 
 
 def _wanted_seq_len(model: ModelConfig, config: EngineConfig) -> int:
@@ -300,12 +205,6 @@ def _precision(config: EngineConfig, device: str) -> str:
     if config.precision == "auto":
         return "bfloat16" if device == "cuda" else "float32"
     return config.precision
-
-
-def weight_format(device: str, precision: str) -> WeightFormat:
-    int8 = precision == "int8"
-    compute = "float32" if int8 and device == "cpu" else "bfloat16" if int8 else precision
-    return WeightFormat(_DTYPES[compute], torch.device(device), int8)
 
 
 def free_bytes(device: str) -> int:

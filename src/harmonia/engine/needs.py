@@ -138,16 +138,32 @@ def _trained(needs: Sequence[InstanceNeed]) -> Trained:
     return Trained(any(need.full for need in training), targets)
 
 
-def working_row(
-    model: ModelConfig, fmt: WeightFormat, scheduler: SchedulerConfig, training: Footprint | None
-) -> PlanRow:
+def working_row(model: ModelConfig, fmt: WeightFormat, scheduler: SchedulerConfig, training_slice: int) -> PlanRow:
     """Memory that steps and slices, which never run at the same time, take and give back."""
     assert scheduler.max_batch_tokens is not None
     tokens, running = scheduler.max_batch_tokens, scheduler.max_running
     kinds = {
         f"a step of {tokens} tokens": activation_bytes(model, fmt, tokens),
         f"sampling for {running} sequences": logits_bytes(model, running),
-        "a slice of training": 0 if training is None else training.slice,
+        "a slice of training": training_slice,
     }
     note = max(kinds, key=lambda kind: kinds[kind])
     return PlanRow("activations", kinds[note], f"most in {note}")
+
+
+def training_rows(
+    model: ModelConfig, fmt: WeightFormat, scheduler: SchedulerConfig, training: Footprint | None, room: int
+) -> tuple[tuple[PlanRow, ...], int]:
+    """(rows of activations, layers that are kept): as many as fit into the room, so that least is computed twice."""
+    if training is None:
+        return (working_row(model, fmt, scheduler, 0),), 0
+    num_layers = len(training.saved)
+    for num_kept in range(num_layers, -1, -1):
+        note = f"of {num_kept} of {num_layers} layers; the others are recomputed"
+        rows = (
+            PlanRow("training activations", training.resident(num_kept), note if num_kept < num_layers else "all kept"),
+            working_row(model, fmt, scheduler, training.slice(num_kept)),
+        )
+        if sum(row.num_bytes for row in rows) <= room:
+            break
+    return rows, num_kept

@@ -12,8 +12,10 @@ import torch
 from harmonia.config import EngineConfig
 from harmonia.engine.backbone import Backbone
 from harmonia.engine.engine import Engine
+from harmonia.engine.heap import Heap
 from harmonia.engine.insight import describe, merged_stats
 from harmonia.engine.instances import Instances, instance_need
+from harmonia.engine.lanes import Lanes
 from harmonia.engine.ledger import Ledger
 from harmonia.engine.loading import Load, Loader, PendingSpawn, Share
 from harmonia.engine.memory import InstanceNeed, Plan
@@ -28,7 +30,7 @@ from harmonia.engine.requests import (
     TrainRequest,
 )
 from harmonia.engine.stats import EngineStats
-from harmonia.errors import HarmoniaError, InvalidRequestError, UnknownModelError
+from harmonia.errors import HarmoniaError, InvalidRequestError
 from harmonia.models.source import adapter_base, open_model
 from harmonia.protocol.base import JsonObject
 from harmonia.protocol.instances import SpawnSpec
@@ -43,10 +45,9 @@ class Runtime:
     def __init__(self, config: EngineConfig) -> None:
         """A bare one: `spawn` brings models."""
         self._config = config
-        self._lanes: list[Instances] = []
-        self._shared: dict[tuple[str, str], Instances] = {}
-        """Backbones that nobody changes, by (path, precision)."""
+        self._lanes = Lanes()
         self._loader = Loader()
+        self._heap = Heap()
         self._pacer = Pacer(config.scheduler.training_share)
         self._next_lane = 0
         self._idle = False
@@ -66,8 +67,7 @@ class Runtime:
         lane = Instances(Engine(Backbone.read(source, key, plan, progress)), path)
         lane.add(key, SpawnSpec(path=path), InstanceNeed(name=key, mode="inference"))
         lane.is_permanent = True
-        runtime._lanes.append(lane)
-        runtime._shared[path, config.precision] = lane
+        runtime._lanes.add(lane, shared_as=(path, config.precision))
         return runtime
 
     # --------------------------------------------------------------------------------------------- the loop
@@ -84,6 +84,8 @@ class Runtime:
         if served:
             self._pacer.served(time.perf_counter() - started)
         trained = (not served or self._pacer.may_train) and self._train(beside_serving=served)
+        if trained or served:
+            self._heap.keep_within(self._ledger.promised_bytes)
         self._idle = not (served or trained or outputs)
         return outputs
 
@@ -126,7 +128,7 @@ class Runtime:
 
     def add(self, request: SequenceRequest) -> None:
         """Queue a request on the backbone of its model."""
-        self._lane_of(request.model).engine.add(request)
+        self._lanes.of(request.model).engine.add(request)
 
     def cancel(self, seq_id: int) -> None:
         """Drop a sequence; its blocks are free at once."""
@@ -160,7 +162,7 @@ class Runtime:
         self._check_name(name)
         base, precision, need = self._resolve(name, spec)
         spawn = PendingSpawn(name, spec, need, answer, progress)
-        lane = None if need.full else self._shared.get((base, precision))
+        lane = None if need.full else self._lanes.shared(base, precision)
         if lane is not None:
             value = self._place(lane, spawn)
             progress(1.0)
@@ -169,7 +171,7 @@ class Runtime:
         load = None if need.full else self._loader.find(base, precision)
         if load is None:
             source = open_model(base)
-            plan = self._ledger.plan_new(source, spec, need)
+            plan = self._ledger.plan_new(source.path, source, spec, need)
             plan.memory.require()
             load = self._loader.start(base, precision, source, plan, own_name=name if need.full else None)
         load.waiting.append(spawn)
@@ -177,47 +179,48 @@ class Runtime:
     def plan_spawn(self, spec: SpawnSpec) -> JsonObject:
         """The memory plan that a spawn would have, whether it fits or not."""
         base, precision, need = self._resolve("", spec)
-        lane = None if need.full else self._shared.get((base, precision))
+        lane = None if need.full else self._lanes.shared(base, precision)
         if lane is not None:
             return self._ledger.replan(lane, need, spec.kv_cache_len).memory.to_dict()
-        return self._ledger.plan_new(open_model(base), spec, need).memory.to_dict()
+        source = open_model(base)
+        return self._ledger.plan_new(source.path, source, spec, need).memory.to_dict()
 
     def clone(self, instance: str, name: str, answer: Answer) -> None:
         """A frozen snapshot of an instance, behind the calls before it."""
         self._check_name(name)
-        lane = self._lane_of(instance)
+        lane = self._lanes.of(instance)
         lane.after_calls(instance, answer, lambda: self._clone(lane, instance, name))
 
     def dealloc(self, instance: str) -> None:
         """Free an instance, and its backbone when it was the last one on it."""
-        lane = self._lane_of(instance)
+        lane = self._lanes.of(instance)
         if lane.is_permanent and instance == lane.engine.backbone.key:
             raise InvalidRequestError(f"{instance!r} is what this worker serves; it stays")
         lane.remove(instance)
         if lane.needs:
             self._adopt(lane, self._ledger.replan(lane, None))
         else:
-            self._close_lane(lane)
+            self._lanes.remove(lane)
 
     def train(self, request: TrainRequest, answer: Answer) -> None:
         """Add the gradient of a sample or a pair."""
-        self._lane_of(request.instance).train(request, answer)
+        self._lanes.of(request.instance).train(request, answer)
 
     def optim_step(self, request: OptimStepRequest, answer: Answer) -> None:
         """Move the weights."""
-        self._lane_of(request.instance).optim_step(request, answer)
+        self._lanes.of(request.instance).optim_step(request, answer)
 
     def set_optim_step(self, instance: str, step: int, answer: Answer) -> None:
         """Set the number of steps done."""
-        self._lane_of(instance).set_optim_step(instance, step, answer)
+        self._lanes.of(instance).set_optim_step(instance, step, answer)
 
     def save(self, request: SaveRequest, answer: Answer) -> None:
         """Write an instance into a folder."""
-        self._lane_of(request.instance).save(request, answer)
+        self._lanes.of(request.instance).save(request, answer)
 
     def load_weights(self, instance: str, path: str, answer: Answer) -> None:
         """Replace an instance's weights in place."""
-        self._lane_of(instance).load(instance, path, answer)
+        self._lanes.of(instance).load(instance, path, answer)
 
     def load_adapter(self, key: str, path: str) -> None:
         """Load a PEFT folder onto the backbone that is served; requests may name it at once."""
@@ -236,7 +239,7 @@ class Runtime:
 
     def describe(self) -> EngineDescription:
         """What runs here."""
-        return describe(self._lanes)
+        return describe(tuple(self._lanes))
 
     def stats(self) -> EngineStats:
         """Counters and gauges of this moment, of all backbones together."""
@@ -245,8 +248,7 @@ class Runtime:
     # ----------------------------------------------------------------------------------------------- inside
 
     def _names(self) -> Iterator[str]:
-        for lane in self._lanes:
-            yield from lane.engine.backbone.instances
+        yield from self._lanes.names()
         for load in self._loader.loads:
             yield from (spawn.name for spawn in load.waiting)
 
@@ -257,13 +259,6 @@ class Runtime:
             raise InvalidRequestError(
                 f"the name {name!r} is taken on this worker; names are also model keys, so choose another", field=field
             )
-
-    def _lane_of(self, name: str) -> Instances:
-        for lane in self._lanes:
-            if name in lane.engine.backbone.instances:
-                return lane
-        names = ", ".join(repr(known) for known in self._names())
-        raise UnknownModelError(f"no model {name!r} here; there is {names or 'none'}", field="model")
 
     def _resolve(self, name: str, spec: SpawnSpec) -> tuple[str, str, InstanceNeed]:
         """(base path, precision, what the instance needs); refuses what contradicts itself."""
@@ -300,9 +295,7 @@ class Runtime:
                 self._open_lane(load, Instances(Engine(backbone), load.path))
 
     def _open_lane(self, load: Load, lane: Instances) -> None:
-        self._lanes.append(lane)
-        if load.is_shared:
-            self._shared[load.path, load.precision] = lane
+        self._lanes.add(lane, (load.path, load.precision) if load.is_shared else None)
         for spawn in load.waiting:
             try:
                 value = self._place(lane, spawn)
@@ -312,12 +305,7 @@ class Runtime:
                 spawn.progress(1.0)
                 spawn.answer.done(value)
         if not lane.needs:
-            self._close_lane(lane)
-
-    def _close_lane(self, lane: Instances) -> None:
-        lane.close()
-        self._lanes.remove(lane)
-        self._shared = {key: other for key, other in self._shared.items() if other is not lane}
+            self._lanes.remove(lane)
 
     def _clone(self, lane: Instances, instance: str, name: str) -> JsonObject:
         self._check_name(name)
@@ -330,10 +318,9 @@ class Runtime:
             self._adopt(lane, plan)
             return self._spawned(lane, name)
         copy = InstanceNeed(name=name, mode="inference", scalar=need.scalar)
-        assert backbone.source is not None
         spec = SpawnSpec(path=lane.path, max_seq_len=backbone.plan.max_seq_len, scalar_head=need.scalar)
-        plan = self._ledger.plan_new(backbone.source, spec, copy)
+        plan = self._ledger.plan_new(Path(lane.path), backbone.decoder.config, spec, copy)
         plan.memory.require()
         new = lane.copied(instance, copy, spec, plan)
-        self._lanes.append(new)
+        self._lanes.add(new)
         return self._spawned(new, name)

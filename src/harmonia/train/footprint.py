@@ -46,31 +46,37 @@ class Trained(NamedTuple):
 class Footprint(NamedTuple):
     """Bytes of a micro-batch."""
 
-    kept: tuple[int, ...]
-    """By layer, what keeping it takes more than recomputing it."""
-    inputs: int
-    """Of all layers together, when every one is recomputed."""
-    slice: int
-    """Most that one slice takes beside what is kept."""
+    saved: tuple[int, ...]
+    """By layer, what it keeps for its backward."""
+    inputs: tuple[int, ...]
+    """By layer, what it is computed anew from."""
+    layer: int
+    """Most that one layer's backward takes beside what was saved."""
+    head: int
+    """Most that one chunk of the head takes, hidden states included."""
 
     def resident(self, num_kept: int) -> int:
-        """What lives through the micro-batch when the last `num_kept` layers are kept."""
-        return self.inputs + sum(self.kept[len(self.kept) - num_kept :])
+        """What lives from forward to backward when the last `num_kept` layers are kept."""
+        recomputed = len(self.saved) - num_kept
+        return sum(self.inputs[:recomputed]) + sum(self.saved[recomputed:])
+
+    def slice(self, num_kept: int) -> int:
+        """Most that one slice takes beside that. Layers run again once those that were kept are done."""
+        recomputed = len(self.saved) - num_kept
+        again = max(self.saved[:recomputed], default=0) - sum(self.saved[recomputed:])
+        return max(self.head, self.layer, self.layer + again)
 
 
 def footprint(config: ModelConfig, fmt: WeightFormat, num_tokens: int, trained: Trained) -> Footprint:
     """Of a micro-batch of so many tokens."""
-    saved = [num_tokens * _saved_per_token(config, fmt, index, trained) for index in _representatives(config)]
-    items = fmt.dtype.itemsize * num_tokens
-    inputs = [config.hidden_size * items * (1 if index == 0 else 2) for index in range(config.num_layers)]
-    kept = tuple(round(size) - entry for size, entry in zip(saved, inputs, strict=True))
+    kinds = _representatives(config)
+    per_token = {kind: _saved_per_token(config, fmt, kind, trained) for kind in set(kinds)}
+    hidden = num_tokens * config.hidden_size * fmt.dtype.itemsize
     return Footprint(
-        kept,
-        sum(inputs),
-        max(
-            round(max(saved)) + _layer_bytes(config, fmt, num_tokens, trained),
-            _head_bytes(config, fmt, num_tokens, trained),
-        ),
+        saved=tuple(round(num_tokens * per_token[kind]) for kind in kinds),
+        inputs=(hidden,) + (2 * hidden,) * (config.num_layers - 1),
+        layer=_layer_bytes(config, fmt, num_tokens, trained),
+        head=_head_bytes(config, fmt, num_tokens, trained),
     )
 
 
@@ -155,4 +161,4 @@ def _constants(decoder: Decoder) -> Iterator[Tensor]:
 
 
 def _storage_id(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-import msgspec
 import torch
 from torch import Tensor
 
@@ -168,9 +167,9 @@ def random_adapter(bank: AdapterBank, key: str, targets: Mapping[str, tuple[int,
     return slot
 
 
-def copy_decoder(decoder: Decoder, max_seq_len: int) -> Decoder:
-    """The same weights in memory of their own, with positions for so many tokens."""
-    copy = build_decoder(msgspec.structs.replace(decoder.config, max_seq_len=max_seq_len), decoder.fmt)
+def copy_decoder(decoder: Decoder) -> Decoder:
+    """The same weights in memory of their own."""
+    copy = build_decoder(decoder.config, decoder.fmt)
     for parameter in copy.parameters():
         parameter.fill(0, read_parameter(decoder, parameter.name))
     copy.pack()

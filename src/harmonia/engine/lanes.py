@@ -1,0 +1,55 @@
+"""The backbones of a device, each with its instances, found by the names of these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from harmonia.engine.instances import Instances
+from harmonia.errors import UnknownModelError
+
+
+class Lanes:
+    """One lane per backbone, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._lanes: list[Instances] = []
+        self._shared: dict[tuple[str, str], Instances] = {}
+        """Backbones that nobody changes, by (path, precision)."""
+
+    def __iter__(self) -> Iterator[Instances]:
+        return iter(self._lanes)
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    def __getitem__(self, index: int) -> Instances:
+        return self._lanes[index]
+
+    def add(self, lane: Instances, shared_as: tuple[str, str] | None = None) -> None:
+        """Add a backbone; others of that path and precision may use it if it is shared."""
+        self._lanes.append(lane)
+        if shared_as is not None:
+            self._shared[shared_as] = lane
+
+    def remove(self, lane: Instances) -> None:
+        """Close a backbone."""
+        lane.close()
+        self._lanes.remove(lane)
+        self._shared = {key: other for key, other in self._shared.items() if other is not lane}
+
+    def shared(self, path: str, precision: str) -> Instances | None:
+        """The backbone that a new instance on these weights may use."""
+        return self._shared.get((path, precision))
+
+    def names(self) -> Iterator[str]:
+        """Of all instances."""
+        for lane in self._lanes:
+            yield from lane.engine.backbone.instances
+
+    def of(self, name: str) -> Instances:
+        """Where an instance is; `UnknownModelError` lists those that exist."""
+        for lane in self._lanes:
+            if name in lane.engine.backbone.instances:
+                return lane
+        known = ", ".join(map(repr, self.names()))
+        raise UnknownModelError(f"no model {name!r} here; there is {known or 'none'}", field="model")
