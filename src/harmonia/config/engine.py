@@ -40,9 +40,9 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that may wait; one more is refused with a time to retry after."""
     reserve_blocks: int = 4
     """Free blocks that admitting a new sequence must leave, so that running ones seldom need preemption."""
-    training_share: float = 0.2
-    """Time that training may take beside serving, as a share of what serving takes: with 0.2 the mean time between
-    tokens rises 1.2 times at most. While nothing is served, training has all of it."""
+    training_share: float = 0.17
+    """Time that training may take beside serving, as a share of what serving takes: with 0.17 the mean time between
+    tokens rises 1.2 times at most, cooler caches included. While nothing is served, training has all of it."""
     max_bypass_s: float = 1.0
     """How long later requests may overtake one at the head that cannot start yet."""
 

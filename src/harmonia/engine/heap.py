@@ -1,8 +1,8 @@
 """The C library's heap, which keeps what tensors gave back.
 
 Between tensors that are kept for backward, freed ones leave holes that nothing fits into: SmolLM2-135M with all layers
-kept at 1024 tokens takes 2.0 GiB with them and 1.8 without. Giving them back costs page faults (2 ms at a time, and a
-fixed threshold for mapping tensors apart a quarter of the speed), so it is done only where the plan would be exceeded.
+kept at 1024 tokens takes 2.0 GiB with them and 1.8 without. Giving them back takes 2 ms and some page faults (mapping each
+tensor apart instead takes a quarter of the speed), so it is done after long work and where the plan would be exceeded.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 _STATM = Path("/proc/self/statm")
 _FULL = 0.97
 """Share of the plan from which on holes are given back: one slice may still grow before the next look."""
+_LONG_S = 0.1
 
 
 class Heap:
@@ -23,9 +24,9 @@ class Heap:
     def __init__(self) -> None:
         self._first = _anonymous_bytes()
 
-    def keep_within(self, num_bytes: int) -> None:
-        """Give holes back if the process takes more than that; nothing where the system does not tell."""
-        if _anonymous_bytes() - self._first > _FULL * num_bytes:
+    def keep_within(self, num_bytes: int, worked_s: float) -> None:
+        """Give holes back if the process takes more than that, or has just worked for so long that it costs little."""
+        if worked_s > _LONG_S or _anonymous_bytes() - self._first > _FULL * num_bytes:
             trim = _malloc_trim()
             if trim is not None:
                 trim(0)

@@ -84,8 +84,8 @@ class Runtime:
         if served:
             self._pacer.served(time.perf_counter() - started)
         trained = (not served or self._pacer.may_train) and self._train(beside_serving=served)
-        if trained or served:
-            self._heap.keep_within(self._ledger.promised_bytes)
+        if (trained or served) and self._lanes[0].engine.plan.device == "cpu":
+            self._heap.keep_within(self._ledger.promised_bytes, time.perf_counter() - started)
         self._idle = not (served or trained or outputs)
         return outputs
 
