@@ -12,7 +12,6 @@ from harmonia.config import EngineConfig
 from harmonia.engine.backbone import Backbone
 from harmonia.engine.memory import Plan
 from harmonia.engine.requests import (
-    EngineDescription,
     FinishReason,
     SequenceError,
     SequenceOutput,
@@ -33,7 +32,6 @@ from harmonia.errors import (
     SequenceTooLongError,
     UnavailableError,
 )
-from harmonia.protocol.messages import ModelInfo
 from harmonia.train.scalar_head import ScalarHead
 
 
@@ -168,6 +166,11 @@ class Engine:
         for sequence in [item for item in self._sequences.values() if item.instance.key == key]:
             self._orphaned.append(self._fail(sequence, error))
 
+    def take_orphaned(self) -> list[SequenceOutput]:
+        """Ends of sequences whose instance is gone, for when no step will tell of them."""
+        outputs, self._orphaned = self._orphaned, []
+        return outputs
+
     def readers(self, slot: int | None) -> list[Sequence]:
         """Sequences bound to the adapter in a slot, or, without one, to the present weights of the backbone."""
         begun = (item for item in self._sequences.values() if item.has_begun)
@@ -189,23 +192,6 @@ class Engine:
         return self.backbone.instance(key)
 
     # -------------------------------------------------------------------------------------------- insight
-
-    def describe(self) -> EngineDescription:
-        """What this engine is and what it can take."""
-        backbone = self.backbone
-        return EngineDescription(
-            models=tuple(
-                ModelInfo(key=item.key, parent=item.parent, version=item.version, created=item.created)
-                for item in backbone.instances.values()
-            ),
-            family=backbone.decoder.config.family,
-            vocab_size=backbone.decoder.config.vocab_size,
-            max_seq_len=self.plan.max_seq_len,
-            kv_cache_len=self.plan.memory.kv_cache_len,
-            precision=self.plan.precision,
-            device=self.plan.device,
-            plan=self.plan.memory.to_dict(),
-        )
 
     @property
     def plan(self) -> Plan:
@@ -325,7 +311,7 @@ class Engine:
 
     def _expire(self) -> list[SequenceOutput]:
         """End what is overdue, and tell of what lost its adapter."""
-        outputs, self._orphaned = self._orphaned, []
+        outputs = self.take_orphaned()
         now = time.monotonic()
         for sequence in self._scheduler.expired(now):
             self._stats.models[sequence.instance.key].counters["ttft_timeouts"] += 1

@@ -1,8 +1,8 @@
 """The C library's heap, which keeps what tensors gave back.
 
 Between tensors that are kept for backward, freed ones leave holes that nothing fits into: SmolLM2-135M with all layers
-kept at 1024 tokens takes 2.0 GiB with them and 1.8 without. Giving them back takes 2 ms and some page faults (mapping each
-tensor apart instead takes a quarter of the speed), so it is done after long work and where the plan would be exceeded.
+kept at 1024 tokens takes 2.0 GiB with them and 1.8 without. Giving them back takes 2 ms and some page faults (mapping
+each tensor apart takes a quarter of the speed), so it is done after long work and where the plan would be exceeded.
 """
 
 from __future__ import annotations

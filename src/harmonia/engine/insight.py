@@ -9,6 +9,7 @@ import msgspec
 from harmonia.engine.instances import Instances
 from harmonia.engine.requests import EngineDescription
 from harmonia.engine.stats import EngineStats
+from harmonia.protocol.messages import ModelInfo
 
 _SHARES = {"cache_occupancy"}
 
@@ -26,9 +27,22 @@ def describe(lanes: Sequence[Instances]) -> EngineDescription:
             device="",
             plan={},
         )
-    descriptions = [lane.engine.describe() for lane in lanes]
-    models = tuple(model for item in descriptions for model in item.models)
-    return msgspec.structs.replace(descriptions[0], models=models)
+    backbone = lanes[0].engine.backbone
+    plan, config = backbone.plan, backbone.decoder.config
+    return EngineDescription(
+        models=tuple(
+            ModelInfo(key=item.key, parent=item.parent, version=item.version, created=item.created)
+            for lane in lanes
+            for item in lane.engine.backbone.instances.values()
+        ),
+        family=config.family,
+        vocab_size=config.vocab_size,
+        max_seq_len=plan.max_seq_len,
+        kv_cache_len=plan.memory.kv_cache_len,
+        precision=plan.precision,
+        device=plan.device,
+        plan=plan.memory.to_dict(),
+    )
 
 
 def merged_stats(parts: Sequence[EngineStats]) -> EngineStats:

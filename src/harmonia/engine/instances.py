@@ -10,18 +10,29 @@ from pathlib import Path
 import msgspec
 import torch
 
+from harmonia.config import EngineConfig
 from harmonia.engine.backbone import Backbone
 from harmonia.engine.engine import Engine
 from harmonia.engine.memory import InstanceNeed, Plan
-from harmonia.engine.requests import Answer, OptimStepRequest, SampleArrays, SaveRequest, TrainRequest, unpack_ids
+from harmonia.engine.requests import (
+    Answer,
+    OptimStepRequest,
+    SampleArrays,
+    SaveRequest,
+    SequenceRequest,
+    TrainRequest,
+    unpack_ids,
+)
 from harmonia.engine.saving import Saver
 from harmonia.engine.training import Barrier, Trainer, mean_loss
 from harmonia.errors import HarmoniaError, InvalidRequestError, SequenceTooLongError
 from harmonia.log import get_logger
+from harmonia.models.decoder import Decoder
 from harmonia.models.export import read_scalar_head
 from harmonia.models.peft import SavedAdapter, read_saved_adapter
+from harmonia.models.source import adapter_base
 from harmonia.protocol.base import JsonObject
-from harmonia.protocol.instances import InstanceInfo, SpawnSpec
+from harmonia.protocol.instances import AdapterSpec, InstanceInfo, SpawnSpec
 from harmonia.protocol.losses import LAST_TOKEN, Loss, Tangents
 from harmonia.train.samples import Sample
 from harmonia.train.scalar_head import ScalarHead
@@ -29,6 +40,8 @@ from harmonia.train.weights import TrainedAdapter, TrainedBackbone, copy_decoder
 
 _MAX_PAUSE_S = 10.0
 """How long an answer whose consumer does not read may hold up an update of the weights that it was begun with."""
+
+_MAX_TOKENS = 1 << 30
 
 log = get_logger(__name__)
 
@@ -52,6 +65,7 @@ class Instances:
         """Make an instance whose memory was planned. Errors leave everything as it was."""
         backbone = self.engine.backbone
         backbone.check_free(name)
+        self._check_length(spec)
         saved = self._saver.read_adapter(Path(spec.path)) if spec.path != self.path else None
         head = self._head(spec, saved)
         if need.rank:
@@ -61,6 +75,15 @@ class Instances:
             if need.mode == "training":
                 self._train(name, TrainedBackbone(backbone.decoder, head), need)
         self.adopt(name, spec, need)
+
+    def _check_length(self, spec: SpawnSpec) -> None:
+        longest = self.engine.plan.max_seq_len
+        if spec.max_seq_len is not None and not 2 <= spec.max_seq_len <= longest:
+            raise InvalidRequestError(
+                f"max_seq_len must be between 2 and {longest}, which model and cache of this backbone take, got "
+                f"{spec.max_seq_len}; spawn the first instance on it with a larger kv_cache_len",
+                field="max_seq_len",
+            )
 
     def adopt(self, name: str, spec: SpawnSpec, need: InstanceNeed) -> None:
         """Keep the books of an instance that the backbone has already."""
@@ -74,32 +97,17 @@ class Instances:
         bank = backbone.bank
         bank.reserve(need.copies, need.rank)
         if saved is None:
-            slot = random_adapter(bank, name, self._targets(spec), spec.adapter.seed)
+            slot = random_adapter(bank, name, adapter_targets(backbone.decoder, spec.adapter), spec.adapter.seed)
         else:
             slot = bank.load(name, saved.matrices)
-        backbone.add_adapter(name, slot, head=head)
         if need.mode == "training":
             slots = slot, bank.copy_slot(slot, name)
             self._train(name, TrainedAdapter(bank, slots, head), need)
+        backbone.add_adapter(name, slot, head=head)
 
     def _train(self, name: str, weights: TrainedAdapter | TrainedBackbone, need: InstanceNeed) -> None:
         assert need.max_batch_size is not None
         self.engine.training.add(Trainer(name, weights, need.max_batch_size))
-
-    def _targets(self, spec: SpawnSpec) -> dict[str, tuple[int, float]]:
-        """(rank, scale) of a new adapter by path."""
-        adapter = spec.adapter
-        alpha = 2.0 * adapter.rank if adapter.alpha is None else adapter.alpha
-        decoder = self.engine.backbone.decoder
-        paths = [f"model.layers.{target.layer}.{target.path}" for target in decoder.linears()]
-        names = {path.rpartition(".")[2] for path in paths}
-        unknown = set(adapter.targets) - names
-        if unknown:
-            raise InvalidRequestError(
-                f"adapter targets {sorted(unknown)} do not exist in this model; it has {sorted(names)}", field="targets"
-            )
-        wanted = set(adapter.targets) or names
-        return {path: (adapter.rank, alpha / adapter.rank) for path in paths if path.rpartition(".")[2] in wanted}
 
     def _head(self, spec: SpawnSpec, saved: SavedAdapter | None) -> ScalarHead | None:
         """The scalar head that was saved, or a new one if one is wanted."""
@@ -153,6 +161,19 @@ class Instances:
             return {}
 
         self._queue(trainer, answer, run, changes=False)
+
+    def begin_score(self, request: SequenceRequest, refuse: Callable[[HarmoniaError], None]) -> None:
+        """Score with the weights that the commands before it make."""
+        trainer = self.engine.training.trainers.get(request.model)
+        if trainer is None or not trainer.will_change:
+            self.engine.add(request)
+            return
+
+        def run() -> JsonObject:
+            self.engine.add(request)
+            return {}
+
+        trainer.queue.append(Barrier(_Begin(refuse), run))
 
     def _step(self, trainer: Trainer, request: OptimStepRequest) -> JsonObject:
         if trainer.num_samples == 0:
@@ -211,7 +232,7 @@ class Instances:
             return True
 
         idle_is_backbone = changes and trainer.weights.idle_slot is None
-        trainer.queue.append(Barrier(answer, run, is_blocked, needs_quiet=idle_is_backbone))
+        trainer.queue.append(Barrier(answer, run, is_blocked, changes=changes, needs_quiet=idle_is_backbone))
 
     # ------------------------------------------------------------------------------------------ save, load
 
@@ -303,7 +324,7 @@ class Instances:
             version=instance.version,
             is_adapter=instance.is_adapter,
             is_scalar=instance.head is not None,
-            max_seq_len=self.engine.plan.max_seq_len,
+            max_seq_len=min(self.engine.plan.max_seq_len, spec.max_seq_len or self.engine.plan.max_seq_len),
             max_batch_size=need.max_batch_size,
             optim_step=0 if trainer is None else trainer.weights.parameters.num_steps,
         )
@@ -322,6 +343,20 @@ class Instances:
         self._saver.close()
 
 
+class _Begin:
+    """Tells of a sequence that could not begin; what it brings comes as outputs."""
+
+    def __init__(self, refuse: Callable[[HarmoniaError], None]) -> None:
+        self._refuse = refuse
+
+    def done(self, value: JsonObject) -> None:
+        """It has begun."""
+
+    def failed(self, error: HarmoniaError) -> None:
+        """It was refused, or its model is gone."""
+        self._refuse(error)
+
+
 class _Later:
     """Passes failures on; success is told by whoever goes on."""
 
@@ -334,6 +369,28 @@ class _Later:
     def failed(self, error: HarmoniaError) -> None:
         """It will not begin."""
         self._answer.failed(error)
+
+
+def adapter_targets(decoder: Decoder, adapter: AdapterSpec) -> dict[str, tuple[int, float]]:
+    """(rank, scale) of a new adapter by path; `InvalidRequestError` for a projection that the model does not have."""
+    alpha = 2.0 * adapter.rank if adapter.alpha is None else adapter.alpha
+    paths = [f"model.layers.{target.layer}.{target.path}" for target in decoder.linears()]
+    names = {path.rpartition(".")[2] for path in paths}
+    unknown = set(adapter.targets) - names
+    if unknown:
+        raise InvalidRequestError(
+            f"adapter targets {sorted(unknown)} do not exist in this model; it has {sorted(names)}", field="targets"
+        )
+    wanted = set(adapter.targets) or names
+    return {path: (adapter.rank, alpha / adapter.rank) for path in paths if path.rpartition(".")[2] in wanted}
+
+
+def resolve_spawn(name: str, spec: SpawnSpec, config: EngineConfig) -> tuple[str, str, InstanceNeed]:
+    """(path of the base model, precision, what the instance takes beside it)."""
+    base = adapter_base(spec.path)
+    path = str(Path(spec.path if base is None else base).resolve())
+    need = instance_need(name, spec, config.max_adapter_rank, is_adapter=base is not None)
+    return path, spec.precision or config.precision, need
 
 
 def instance_need(name: str, spec: SpawnSpec, max_rank: int, *, is_adapter: bool) -> InstanceNeed:
@@ -349,9 +406,10 @@ def instance_need(name: str, spec: SpawnSpec, max_rank: int, *, is_adapter: bool
     if spec.tp != 1:
         raise InvalidRequestError(f"tp={spec.tp}: this worker runs on one device; use tp=1", field="tp")
     trains = spec.mode == "training"
-    if trains and (spec.max_batch_size is None or spec.max_batch_size < 1):
+    if trains and not (spec.max_batch_size is not None and 1 <= spec.max_batch_size <= _MAX_TOKENS):
         raise InvalidRequestError(
-            f"max_batch_size must be a positive number of tokens, got {spec.max_batch_size}", field="max_batch_size"
+            f"max_batch_size must be a number of tokens from 1 to {_MAX_TOKENS}, got {spec.max_batch_size}",
+            field="max_batch_size",
         )
     rank, targets = 0, tuple[str, ...]()
     if is_adapter:
@@ -360,6 +418,8 @@ def instance_need(name: str, spec: SpawnSpec, max_rank: int, *, is_adapter: bool
         targets = tuple(sorted({path.rpartition(".")[2] for path in saved.matrices}))
     elif spec.use_adapter:
         rank, targets = spec.adapter.rank, spec.adapter.targets
+        if spec.adapter.alpha is not None and not math.isfinite(spec.adapter.alpha):
+            raise InvalidRequestError(f"adapter alpha must be a finite number, got {spec.adapter.alpha}", field="alpha")
         if not 1 <= rank <= max_rank:
             raise InvalidRequestError(
                 f"adapter rank must be between 1 and {max_rank}, got {rank}; --max-adapter-rank raises the limit",

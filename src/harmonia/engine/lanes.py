@@ -15,6 +15,8 @@ class Lanes:
         self._lanes: list[Instances] = []
         self._shared: dict[tuple[str, str], Instances] = {}
         """Backbones that nobody changes, by (path, precision)."""
+        self._closing: list[Instances] = []
+        """Backbones without instances that still write a save."""
 
     def __iter__(self) -> Iterator[Instances]:
         return iter(self._lanes)
@@ -32,10 +34,23 @@ class Lanes:
             self._shared[shared_as] = lane
 
     def remove(self, lane: Instances) -> None:
-        """Close a backbone."""
-        lane.close()
+        """Close a backbone, once it has written what it is writing."""
+        self._closing.append(lane)
         self._lanes.remove(lane)
         self._shared = {key: other for key, other in self._shared.items() if other is not lane}
+
+    @property
+    def is_writing(self) -> bool:
+        """A save is on its way."""
+        return bool(self._closing) or any(lane.is_busy for lane in self._lanes)
+
+    def poll(self) -> None:
+        """Tell of saves that ended, and close what waited for them."""
+        for lane in (*self._lanes, *self._closing):
+            lane.poll()
+        for lane in [lane for lane in self._closing if not lane.is_busy]:
+            self._closing.remove(lane)
+            lane.close()
 
     def shared(self, path: str, precision: str) -> Instances | None:
         """The backbone that a new instance on these weights may use."""

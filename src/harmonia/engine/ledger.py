@@ -43,7 +43,6 @@ class Ledger:
         config = msgspec.structs.replace(
             own,
             cache=msgspec.structs.replace(own.cache, kv_cache_len=spec.kv_cache_len or own.cache.kv_cache_len),
-            max_seq_len=spec.max_seq_len or own.max_seq_len,
             precision=spec.precision or own.precision,
             adapter_rank_budget=0,
         )

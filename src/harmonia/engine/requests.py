@@ -10,11 +10,14 @@ from typing import Literal, Protocol
 import msgspec
 import numpy as np
 
-from harmonia.errors import HarmoniaError
+from harmonia.errors import HarmoniaError, InvalidRequestError
+from harmonia.log import get_logger
 from harmonia.protocol.base import JsonObject
 from harmonia.protocol.losses import Loss
 from harmonia.protocol.messages import ModelInfo
 from harmonia.protocol.sampling import SamplingParams
+
+log = get_logger(__name__)
 
 FinishReason = Literal["stop", "length"]
 
@@ -177,6 +180,19 @@ class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     plan: dict[str, object]
     """The memory plan, as `MemoryPlan.to_dict()` gives it."""
+
+
+def refusal(request: SequenceRequest, error: HarmoniaError) -> SequenceOutput:
+    """The end of a sequence that never began."""
+    return SequenceOutput(seq_id=request.seq_id, error=SequenceError.of(error))
+
+
+def as_harmonia_error(error: Exception) -> HarmoniaError:
+    """What a client is told of any exception; ours are logged with their place in the code."""
+    if isinstance(error, HarmoniaError):
+        return error
+    log.error("command failed", exc_info=error)
+    return InvalidRequestError(f"{type(error).__name__}: {error}")
 
 
 def pack_ids(ids: np.ndarray | list[int] | tuple[int, ...]) -> bytes:

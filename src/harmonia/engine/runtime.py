@@ -14,7 +14,7 @@ from harmonia.engine.backbone import Backbone
 from harmonia.engine.engine import Engine
 from harmonia.engine.heap import Heap
 from harmonia.engine.insight import describe, merged_stats
-from harmonia.engine.instances import Instances, instance_need
+from harmonia.engine.instances import Instances, resolve_spawn
 from harmonia.engine.lanes import Lanes
 from harmonia.engine.ledger import Ledger
 from harmonia.engine.loading import Load, Loader, PendingSpawn, Share
@@ -28,10 +28,12 @@ from harmonia.engine.requests import (
     SequenceOutput,
     SequenceRequest,
     TrainRequest,
+    as_harmonia_error,
+    refusal,
 )
 from harmonia.engine.stats import EngineStats
-from harmonia.errors import HarmoniaError, InvalidRequestError
-from harmonia.models.source import adapter_base, open_model
+from harmonia.errors import InvalidRequestError
+from harmonia.models.source import open_model
 from harmonia.protocol.base import JsonObject
 from harmonia.protocol.instances import SpawnSpec
 
@@ -51,6 +53,9 @@ class Runtime:
         self._pacer = Pacer(config.scheduler.training_share)
         self._next_lane = 0
         self._idle = False
+        self._ended: list[SequenceOutput] = []
+        """Outputs for the next step that no engine brings."""
+        self._served_adapters: set[str] = set()
         self._ledger = Ledger(config, self._lanes, self._loader.loads)
 
     @staticmethod
@@ -75,7 +80,7 @@ class Runtime:
     def step(self) -> list[SequenceOutput]:
         """One step of every backbone that has something to serve, and a slice of training if there is time for it."""
         self._poll()
-        outputs: list[SequenceOutput] = []
+        outputs, self._ended = self._ended, []
         started, served = time.perf_counter(), False
         for lane in self._lanes:
             if lane.engine.has_work:
@@ -106,9 +111,9 @@ class Runtime:
     @property
     def has_work(self) -> bool:
         """Something is served, trained, loaded or saved."""
-        return bool(self._loader.loads) or any(
-            lane.engine.has_work or lane.engine.training.has_work or lane.is_busy for lane in self._lanes
-        )
+        if self._loader.loads or self._ended or self._lanes.is_writing:
+            return True
+        return any(lane.engine.has_work or lane.engine.training.has_work for lane in self._lanes)
 
     @property
     def stalled(self) -> bool:
@@ -120,15 +125,20 @@ class Runtime:
         """Monotonic time at which `step` must be called even if nothing else happens."""
         times = [lane.engine.next_deadline_s for lane in self._lanes]
         times += [lane.engine.training.wake_s() for lane in self._lanes]
-        if self._loader.loads or any(lane.is_busy or lane.engine.training.has_work for lane in self._lanes):
+        trains = any(lane.engine.training.has_work for lane in self._lanes)
+        if self._loader.loads or self._lanes.is_writing or trains:
             times.append(time.monotonic() + _POLL_S)
         return min((moment for moment in times if moment is not None), default=None)
 
     # --------------------------------------------------------------------------------------------- requests
 
     def add(self, request: SequenceRequest) -> None:
-        """Queue a request on the backbone of its model."""
-        self._lanes.of(request.model).engine.add(request)
+        """Queue a request on the backbone of its model. Scores wait for updates that were asked for before them."""
+        lane = self._lanes.of(request.model)
+        if request.score is None:
+            lane.engine.add(request)
+        else:
+            lane.begin_score(request, lambda error: self._ended.append(refusal(request, error)))
 
     def cancel(self, seq_id: int) -> None:
         """Drop a sequence; its blocks are free at once."""
@@ -160,7 +170,8 @@ class Runtime:
     def spawn(self, name: str, spec: SpawnSpec, answer: Answer, progress: Share) -> None:
         """Make an instance; reads its backbone in a thread unless one is loaded that it can share."""
         self._check_name(name)
-        base, precision, need = self._resolve(name, spec)
+        spec = msgspec.structs.replace(spec, path=str(Path(spec.path).resolve()))
+        base, precision, need = resolve_spawn(name, spec, self._config)
         spawn = PendingSpawn(name, spec, need, answer, progress)
         lane = None if need.full else self._lanes.shared(base, precision)
         if lane is not None:
@@ -178,7 +189,7 @@ class Runtime:
 
     def plan_spawn(self, spec: SpawnSpec) -> JsonObject:
         """The memory plan that a spawn would have, whether it fits or not."""
-        base, precision, need = self._resolve("", spec)
+        base, precision, need = resolve_spawn("", spec, self._config)
         lane = None if need.full else self._lanes.shared(base, precision)
         if lane is not None:
             return self._ledger.replan(lane, need, spec.kv_cache_len).memory.to_dict()
@@ -197,10 +208,12 @@ class Runtime:
         if lane.is_permanent and instance == lane.engine.backbone.key:
             raise InvalidRequestError(f"{instance!r} is what this worker serves; it stays")
         lane.remove(instance)
+        self._served_adapters.discard(instance)
         if lane.needs:
             self._adopt(lane, self._ledger.replan(lane, None))
-        else:
-            self._lanes.remove(lane)
+            return
+        self._ended += lane.engine.take_orphaned()
+        self._lanes.remove(lane)
 
     def train(self, request: TrainRequest, answer: Answer) -> None:
         """Add the gradient of a sample or a pair."""
@@ -230,9 +243,15 @@ class Runtime:
         self._check_name(key, field="key")
         lane.engine.load_adapter(key, path)
         lane.adopt(key, SpawnSpec(path=path), InstanceNeed(name=key, mode="inference"))
+        self._served_adapters.add(key)
 
     def unload_adapter(self, key: str) -> None:
-        """Free an adapter; its requests end with `UnavailableError` in the next step."""
+        """Free an adapter that was loaded; its requests end with `UnavailableError` in the next step."""
+        self._lanes.of(key)
+        if key not in self._served_adapters:
+            raise InvalidRequestError(
+                f"{key!r} is no adapter that was loaded here; whoever spawned it frees it", field="key"
+            )
         self.dealloc(key)
 
     # ---------------------------------------------------------------------------------------------- insight
@@ -260,13 +279,6 @@ class Runtime:
                 f"the name {name!r} is taken on this worker; names are also model keys, so choose another", field=field
             )
 
-    def _resolve(self, name: str, spec: SpawnSpec) -> tuple[str, str, InstanceNeed]:
-        """(base path, precision, what the instance needs); refuses what contradicts itself."""
-        base = adapter_base(spec.path)
-        path = str(Path(spec.path if base is None else base).resolve())
-        need = instance_need(name, spec, self._config.max_adapter_rank, is_adapter=base is not None)
-        return path, spec.precision or self._config.precision, need
-
     def _place(self, lane: Instances, spawn: PendingSpawn) -> JsonObject:
         """Put an instance on a loaded backbone."""
         plan = self._ledger.replan(lane, spawn.need, spawn.spec.kv_cache_len)
@@ -287,8 +299,7 @@ class Runtime:
 
     def _poll(self) -> None:
         """Go on with what threads have finished."""
-        for lane in self._lanes:
-            lane.poll()
+        self._lanes.poll()
         for load in self._loader.finished():
             backbone = load.result()
             if backbone is not None:
@@ -299,8 +310,8 @@ class Runtime:
         for spawn in load.waiting:
             try:
                 value = self._place(lane, spawn)
-            except HarmoniaError as error:
-                spawn.answer.failed(error)
+            except Exception as error:  # noqa: BLE001 - one client's spawn must not take everyone's models down
+                spawn.answer.failed(as_harmonia_error(error))
             else:
                 spawn.progress(1.0)
                 spawn.answer.done(value)

@@ -9,9 +9,9 @@ import msgspec
 from torch import Tensor
 
 from harmonia.engine.backbone import Backbone
-from harmonia.engine.requests import Answer, SaveRequest
+from harmonia.engine.requests import Answer, SaveRequest, as_harmonia_error
 from harmonia.engine.sequence import Instance
-from harmonia.errors import HarmoniaError, InvalidRequestError
+from harmonia.errors import InvalidRequestError
 from harmonia.models.adaptive_info import AdaptiveInfo
 from harmonia.models.atomic import read_whole
 from harmonia.models.peft import SavedAdapter, read_saved_adapter, require_base
@@ -41,7 +41,10 @@ class Saver:
         """Write an instance, and the state of its optimizer if `parameters` are given."""
         source = self._backbone.source
         assert source is not None, "only models that were read from files are saved"
-        info = msgspec.convert({"kind": "model", **request.info}, AdaptiveInfo)
+        try:
+            info = msgspec.convert({"kind": "model", **request.info}, AdaptiveInfo)
+        except msgspec.ValidationError as error:
+            raise InvalidRequestError(f"details of the save are wrong: {error}", field="info") from error
         head = None if instance.head is None else instance.head.weight_E.detach()[None]
         model: AdapterToSave | ModelToSave
         if instance.adapter_slot is not None:
@@ -63,10 +66,12 @@ class Saver:
         for entry in [entry for entry in self._writing if entry[0].done()]:
             self._writing.remove(entry)
             future, answer = entry
-            try:
+            error = future.exception()
+            if error is None:
                 answer.done(future.result())
-            except HarmoniaError as error:
-                answer.failed(error)
+            else:
+                assert isinstance(error, Exception)
+                answer.failed(as_harmonia_error(error))
 
     def read_adapter(self, folder: Path) -> SavedAdapter:
         """An adapter of this backbone; `InvalidRequestError` when it belongs to another."""
@@ -84,7 +89,10 @@ class Saver:
         parameters = weights.parameters
         if has_state(folder):
             tensors, meta = read_whole(folder, load_state)
-            parameters.load_state(tensors, int(str(meta["num_steps"])))
+            num_steps = meta.get("num_steps")
+            if not isinstance(num_steps, int) or num_steps < 0:
+                raise InvalidRequestError(f"{folder}: optimizer.json says num_steps {num_steps!r}, not a whole number")
+            parameters.load_state(tensors, num_steps)
         elif weights.slot is not None:
             parameters.restart_from(_adapter_values(self.read_adapter(folder)))
         else:

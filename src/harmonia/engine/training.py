@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from harmonia.engine.requests import Answer
+from harmonia.engine.requests import Answer, as_harmonia_error
 from harmonia.errors import HarmoniaError, SequenceTooLongError, UnavailableError
 from harmonia.models.decoder import Decoder
 from harmonia.protocol.base import JsonObject
@@ -54,6 +54,8 @@ class Barrier:
     run: Callable[[], JsonObject]
     is_blocked: Callable[[], bool] = lambda: False
     """Something in flight still needs what it would overwrite."""
+    changes: bool = False
+    """It moves the weights: what reads them and was asked later must wait."""
     needs_quiet: bool = False
     """It overwrites what every sequence reads: none may begin until it ran."""
 
@@ -110,6 +112,11 @@ class Trainer:
     def add_loss(self, loss: Tensor) -> None:
         """Sum a loss on its device."""
         self.loss_sum = loss.double() if self.loss_sum is None else self.loss_sum + loss
+
+    @property
+    def will_change(self) -> bool:
+        """An update of the weights waits in the queue."""
+        return any(isinstance(entry, Barrier) and entry.changes for entry in self.queue)
 
     def fail_all(self, error: HarmoniaError) -> None:
         """End everything that waits."""
@@ -282,8 +289,8 @@ class Training:
 def _obey(barrier: Barrier) -> None:
     try:
         value = barrier.run()
-    except HarmoniaError as error:
-        barrier.answer.failed(error)
+    except Exception as error:  # noqa: BLE001 - one client's command must not take everyone's models down
+        barrier.answer.failed(as_harmonia_error(error))
     else:
         barrier.answer.done(value)
 

@@ -92,6 +92,11 @@ def read_saved_adapter(folder: str | Path, *, max_rank: int) -> SavedAdapter:
         if (path, "A") not in tensors or (path, "B") not in tensors:
             raise InvalidRequestError(f"{root}: {path!r} lacks its lora_A or lora_B")
         a_rK, b_Nr = tensors[path, "A"], tensors[path, "B"]
+        if a_rK.dim() != 2 or b_Nr.dim() != 2 or a_rK.shape[0] == 0:
+            shapes = f"{list(a_rK.shape)} and {list(b_Nr.shape)}"
+            raise InvalidRequestError(
+                f"{root}: lora_A and lora_B of {path!r} have shapes {shapes}: they are no matrices"
+            )
         rank, expected = a_rK.shape[0], _by_pattern(config.rank_pattern, path, config.r)
         if rank != expected:
             raise InvalidRequestError(f"{root}: {path!r} has rank {rank}, but adapter_config.json says {expected}")
@@ -235,6 +240,11 @@ def _read_config(root: Path) -> PeftConfig:
     for what, present in unsupported.items():
         if present:
             raise InvalidRequestError(f"{file}: {what} is not supported; plain LoRA adapters and scalar heads are")
+    for pattern in (*config.rank_pattern, *config.alpha_pattern):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise InvalidRequestError(f"{file}: {pattern!r} is no regular expression: {error}") from error
     return config
 
 

@@ -124,7 +124,7 @@ class Commands:
         except Exception:
             self._free(command.name)
             raise
-        self._instances.add(Instance(info, owner, intake.limited(info.max_seq_len)))
+        self._instances.add(Instance(info, owner, intake.limited(info.max_seq_len, info.max_batch_size or 0)))
         # Whoever hears of the instance from us may ask the server for it next.
         await self._notices.models_changed()
         return Spawned(id=command.id, instance=info, plan=made.plan)

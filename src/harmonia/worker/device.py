@@ -190,10 +190,9 @@ class DeviceLoop:
                 answer.done(self._ask(question))
         except HarmoniaError as error:
             answer.failed(error)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            if isinstance(error, ConnectionError):
-                raise  # the line itself
-            # A broken file of an adapter must not take the backbone and its requests down.
+        except ConnectionError:
+            raise  # the line itself
+        except Exception as error:  # noqa: BLE001 - one client's command must not take everyone's models down
             _log.exception("command failed")
             answer.failed(InvalidRequestError(f"{type(error).__name__}: {error}"))
 

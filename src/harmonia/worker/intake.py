@@ -45,6 +45,8 @@ class Limits(msgspec.Struct, frozen=True):
     family: str
     vocab_size: int
     max_seq_len: int
+    max_sample_len: int = 0
+    """Longest training sample; 0: as long as sequences."""
 
 
 class Intake:
@@ -70,10 +72,11 @@ class Intake:
         self.threads = ThreadTokenizer(tokenizer)
         self.has_chat_template = tokenizer.chat_template is not None
 
-    def limited(self, max_seq_len: int) -> Intake:
-        """The same for an instance with sequences of this length."""
+    def limited(self, max_seq_len: int, max_sample_len: int) -> Intake:
+        """The same for an instance with sequences and samples of these lengths."""
         limited = copy.copy(self)
-        limited._limits = msgspec.structs.replace(self._limits, max_seq_len=max_seq_len)
+        limits = msgspec.structs.replace(self._limits, max_seq_len=max_seq_len, max_sample_len=max_sample_len)
+        limited._limits = limits
         return limited
 
     # ------------------------------------------------------------------------------------------- requests
@@ -165,7 +168,8 @@ class Intake:
     # ----------------------------------------------------------------------------------- conversations and samples
 
     async def sample(self, data: SampleData) -> Sample:
-        """A sample in tokens."""
+        """A sample in tokens. Far too long text is refused before seconds are spent on tokenizing it."""
+        self._check_sample_chars(data)
         read = partial(read_sample, data, self.threads, self._limits.vocab_size)
         return await self._in_turn(read, sample_chars(data), self._sample_turn)
 
@@ -245,11 +249,26 @@ class Intake:
 
     def _check_chars(self, text: str) -> None:
         """Refuse what is too long whatever its tokens are, without spending seconds on tokenizing it."""
-        if len(text) <= _INLINE_CHARS:
+        if len(text) > _INLINE_CHARS:
+            self._check_length(self._fewest_tokens(len(text)), self._limits.max_seq_len, "at least ")
+
+    def _check_sample_chars(self, data: SampleData) -> None:
+        num_chars, limit = sample_chars(data), max(self._limits.max_sample_len, self._limits.max_seq_len)
+        if num_chars <= _INLINE_CHARS:
             return
+        fewest = self._fewest_tokens(num_chars) if isinstance(data, ThreadData) else num_chars
+        if fewest > limit:
+            raise SequenceTooLongError(
+                f"the sample has at least {fewest} tokens, and this instance takes {limit}; leave it out, shorten it, "
+                "or spawn with a larger max_batch_size",
+                num_tokens=fewest,
+                limit=limit,
+            )
+
+    def _fewest_tokens(self, num_chars: int) -> int:
         if self._max_token_bytes is None:
             self._max_token_bytes = max(1, *(len(self._table.raw(token_id)) for token_id in range(len(self._table))))
-        self._check_length(len(text) // self._max_token_bytes, self._limits.max_seq_len, "at least ")
+        return num_chars // self._max_token_bytes
 
     def _room(self, num_prompt: int) -> int:
         """Tokens that an answer may have."""
