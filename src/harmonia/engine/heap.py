@@ -1,4 +1,4 @@
-"""The C library's heap, which keeps what tensors gave back.
+"""Allocators keep what tensors gave back; here they are made to return it before the plan is exceeded.
 
 Between tensors that are kept for backward, freed ones leave holes that nothing fits into: SmolLM2-135M with all layers
 kept at 1024 tokens takes 2.0 GiB with them and 1.8 without. Giving them back takes 2 ms and some page faults (mapping
@@ -12,14 +12,22 @@ import os
 from functools import cache
 from pathlib import Path
 
+import torch
+
 _STATM = Path("/proc/self/statm")
 _FULL = 0.97
 """Share of the plan from which on holes are given back: one slice may still grow before the next look."""
 _LONG_S = 0.1
 
 
+def keep_device_within(num_bytes: int) -> None:
+    """The same for torch's allocator on a GPU, whose tensors were promised so much."""
+    if torch.cuda.memory_reserved() > num_bytes:
+        torch.cuda.empty_cache()
+
+
 class Heap:
-    """Anonymous memory of this process beyond what it had at the beginning."""
+    """Anonymous memory of this process beyond what it had at the beginning: on a CPU, where its tensors are."""
 
     def __init__(self) -> None:
         self._first = _anonymous_bytes()

@@ -81,12 +81,11 @@ class Ledger:
         plans = [item.engine.plan for item in self._lanes if item is not lane] + [load.plan for load in self._loads]
         return self._capacity - sum(_beside_runtime(plan) for plan in plans)
 
-    @property
-    def promised_bytes(self) -> int:
-        """What all backbones together may take."""
+    def promised_bytes(self, *, with_runtime: bool) -> int:
+        """What all backbones together may take, with or without what the process takes by itself."""
         plans = [item.engine.plan for item in self._lanes] + [load.plan for load in self._loads]
         runtime = max((plan.memory.total_bytes - _beside_runtime(plan) for plan in plans), default=0)
-        return runtime + sum(_beside_runtime(plan) for plan in plans)
+        return runtime * with_runtime + sum(_beside_runtime(plan) for plan in plans)
 
 
 def _beside_runtime(plan: Plan) -> int:

@@ -31,7 +31,7 @@ __all__ = ["InstanceNeed", "MemoryPlan", "Plan", "PlanRow", "make_plan", "plan_m
 
 _CPU_CACHE_SHARE = 0.25
 """Share of the free memory that an automatic cache takes on a CPU, which other programs need too."""
-_RUNTIME_BYTES = {"cpu": 150 << 20, "cuda": 1200 << 20}
+_RUNTIME_BYTES = {"cpu": 150 << 20, "cuda": 770 << 20}
 """Libraries, kernels and driver context beside what we allocate; see `benchmarks memory`."""
 _BATCH_TOKENS = {"cpu": 512, "cuda": 8192}
 _PREFILL_TOKENS = {"cpu": 256, "cuda": 8192}

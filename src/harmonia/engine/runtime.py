@@ -12,7 +12,7 @@ import torch
 from harmonia.config import EngineConfig
 from harmonia.engine.backbone import Backbone
 from harmonia.engine.engine import Engine
-from harmonia.engine.heap import Heap
+from harmonia.engine.heap import Heap, keep_device_within
 from harmonia.engine.insight import describe, merged_stats
 from harmonia.engine.instances import Instances, resolve_spawn
 from harmonia.engine.lanes import Lanes
@@ -89,10 +89,16 @@ class Runtime:
         if served:
             self._pacer.served(time.perf_counter() - started)
         trained = (not served or self._pacer.may_train) and self._train(beside_serving=served)
-        if (trained or served) and self._lanes[0].engine.plan.device == "cpu":
-            self._heap.keep_within(self._ledger.promised_bytes, time.perf_counter() - started)
+        if trained or served:
+            self._keep_within_plan(time.perf_counter() - started)
         self._idle = not (served or trained or outputs)
         return outputs
+
+    def _keep_within_plan(self, worked_s: float) -> None:
+        if self._lanes[0].engine.plan.device == "cuda":
+            keep_device_within(self._ledger.promised_bytes(with_runtime=False))
+        else:
+            self._heap.keep_within(self._ledger.promised_bytes(with_runtime=True), worked_s)
 
     def _train(self, *, beside_serving: bool) -> bool:
         """One slice, of each backbone in turn: whether there was one."""

@@ -101,7 +101,10 @@ def _head_bytes(config: ModelConfig, fmt: WeightFormat, num_tokens: int, trained
     """Hidden states and their gradients, and one chunk of logits."""
     hidden = 3 * num_tokens * config.hidden_size * fmt.dtype.itemsize
     rows = min(num_tokens, head_rows(config.vocab_size, fmt.device))
-    logits = rows * config.vocab_size * (4 if fmt.dtype is torch.float32 else 6)
+    per_logit = 4 if fmt.dtype is torch.float32 else 6
+    if not _is_native(fmt):
+        per_logit += 4  # plain torch exponentiates into a copy
+    logits = rows * config.vocab_size * per_logit
     return hidden + logits + (_HEAD_PART_BYTES if trained.full else 0) + _SCRATCH_BYTES
 
 
