@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from harmonia.layers.adapters import AdapterBank, AdapterTarget, LoraMatrices
+from harmonia.layers.adapters import AdapterBank, BankTarget, LoraMatrices
 from harmonia.layers.linear import WeightFormat
 from harmonia.models import load_decoder, open_model
 from harmonia.models.decoder import Decoder
@@ -107,7 +107,7 @@ def test_an_adapter_in_peft_and_here(registry, source, smollm2, decoder, referen
     loaded = load_adapter(registry, "model_registry://smollm2/adapter", decoder, "smollm2", max_rank=8)
     bank = AdapterBank(
         (
-            AdapterTarget(f"model.layers.{target.layer}.{target.path}", target.linear, target.part)
+            BankTarget(f"model.layers.{target.layer}.{target.path}", target.linear, target.part)
             for target in decoder.linears()
         ),
         max_adapters=1,

@@ -39,7 +39,8 @@ def serve(
     model: ModelPath,
     name: Annotated[str | None, typer.Option(help="Key of the model; the file's or folder's name by default.")] = None,
     adapter: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=PATH", help="PEFT folder to load; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="KEY=PATH", help="PEFT folder or model_registry://KEY; may be repeated."),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to bind; 127.0.0.1 by default.")] = None,
     port: Annotated[
@@ -148,4 +149,5 @@ def _adapter(entry: str) -> AdapterSource:
     key, _, path = entry.partition("=")
     if not key or not path:
         raise typer.BadParameter(f"--adapter wants KEY=PATH, got {entry!r}")
-    return AdapterSource(key=key, path=str(Path(path).resolve()))
+    is_registered = path.startswith("model_registry://")
+    return AdapterSource(key=key, path=path if is_registered else str(Path(path).resolve()))

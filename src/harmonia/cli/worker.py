@@ -17,6 +17,8 @@ from harmonia.cli.app import app
 from harmonia.cli.options import (
     DEFAULTS,
     DeviceOption,
+    MaxAdapterRank,
+    MaxAdapters,
     PrecisionOption,
     Registry,
     Threads,
@@ -41,6 +43,8 @@ def worker(
     precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",
     threads: Threads = None,
+    max_adapters: MaxAdapters = DEFAULTS.max_adapters,
+    max_adapter_rank: MaxAdapterRank = DEFAULTS.max_adapter_rank,
     memory_fraction: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of the device's free memory that models may use.")
     ] = DEFAULTS.memory_fraction,
@@ -60,11 +64,17 @@ def worker(
 
       from harmonia.client import get_client
 
-      client = await get_client("ws://127.0.0.1:9100", num_gpus=1)
+      client = await get_client("ws://127.0.0.1:9100")
 
-      model = await client.model("./SmolLM2-135M-Instruct.Q4_1.gguf").with_adapter().spawn_train("policy", 4096)
+      model = await client.model("./Qwen3-0.6B").with_adapter().spawn_train("policy", 4096)
     """
-    engine = engine_config(precision=precision, device=device, threads=threads)
+    engine = engine_config(
+        precision=precision,
+        device=device,
+        threads=threads,
+        max_adapters=max_adapters,
+        max_adapter_rank=max_adapter_rank,
+    )
     engine = msgspec.structs.replace(engine, memory_fraction=memory_fraction)
     log.configure()
     try:

@@ -88,6 +88,7 @@ class Instances:
     def adopt(self, name: str, spec: SpawnSpec, need: InstanceNeed) -> None:
         """Keep the books of an instance that the backbone has already."""
         self.needs[name], self._specs[name] = need, spec
+        log.info("%s for %s from %s", name, need.mode, spec.path)
 
     def _add_adapter(
         self, name: str, spec: SpawnSpec, need: InstanceNeed, saved: SavedAdapter | None, head: ScalarHead | None
@@ -306,6 +307,7 @@ class Instances:
         """Free an instance; what runs or waits for it fails."""
         trainer = self.engine.training.trainers.get(name)
         idle_slot = None if trainer is None else trainer.weights.idle_slot
+        log.info("%s is freed", name)
         self.engine.training.remove(name)
         self.engine.remove_instance(name)
         if idle_slot is not None:

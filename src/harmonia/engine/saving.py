@@ -12,6 +12,7 @@ from harmonia.engine.backbone import Backbone
 from harmonia.engine.requests import Answer, SaveRequest, as_harmonia_error
 from harmonia.engine.sequence import Instance
 from harmonia.errors import InvalidRequestError
+from harmonia.log import get_logger
 from harmonia.models.adaptive_info import AdaptiveInfo
 from harmonia.models.atomic import read_whole
 from harmonia.models.peft import SavedAdapter, read_saved_adapter, require_base
@@ -20,6 +21,8 @@ from harmonia.train.checkpoint import AdapterToSave, ModelToSave, OptimizerState
 from harmonia.train.optimizer_state import has_state, load_state
 from harmonia.train.parameters import ParameterSet
 from harmonia.train.weights import HEAD_NAME, TrainedWeights
+
+log = get_logger(__name__)
 
 
 class Saver:
@@ -57,7 +60,9 @@ class Saver:
             state = OptimizerState(parameters.state(), {"num_steps": parameters.num_steps})
 
         def write() -> JsonObject:
-            return {"num_bytes": save_folder(Path(request.folder), model, state)}
+            num_bytes = save_folder(Path(request.folder), model, state)
+            log.info("saved %s into %s: %.1f MB", request.instance, request.folder, num_bytes / 1e6)
+            return {"num_bytes": num_bytes}
 
         self._writing.append((self._thread.submit(write), answer))
 

@@ -30,9 +30,6 @@ class BankTarget:
     part: str
 
 
-AdapterTarget = BankTarget
-
-
 @dataclass(frozen=True, slots=True)
 class LoraMatrices:
     """One adapter's change of one target: W + scale * B A."""

@@ -95,7 +95,8 @@ class Instances:
             raise InvalidRequestError("an instance's name must have 1 to 1024 characters", field="name")
         if name in self._instances or name in self._reserved:
             message = (
-                f"an instance named {name!r} exists on this worker; choose another name, or dealloc that one first"
+                f"an instance named {name!r} exists on this worker; choose another name, or dealloc that one first "
+                "(one whose client is away is freed after its ttl_after_disconnect_s, 30 s by default)"
             )
             raise InvalidRequestError(message, field="name")
         self._reserved.add(name)

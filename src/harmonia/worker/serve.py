@@ -13,8 +13,9 @@ import msgspec
 from websockets.asyncio.server import ServerConnection
 
 from harmonia import log
-from harmonia.config import WorkerConfig
+from harmonia.config import AdapterSource, WorkerConfig
 from harmonia.errors import HarmoniaError, UnavailableError, WorkerLostError
+from harmonia.models.registry import ModelRegistry
 from harmonia.models.tokenizer import ModelTokenizer
 from harmonia.worker.bases import open_base
 from harmonia.worker.connection import Connection
@@ -53,6 +54,7 @@ async def _serve(config: WorkerConfig, device_command: Sequence[str]) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    config = _with_real_paths(config)
     device = await Device.start(config, device_command)
     try:
         service = await _until(stop, _load(config, device))
@@ -66,6 +68,13 @@ async def _serve(config: WorkerConfig, device_command: Sequence[str]) -> int:
         listeners.close()
         status = await device.stop()
         _log.info("device process ended with status %d", status)
+
+
+def _with_real_paths(config: WorkerConfig) -> WorkerConfig:
+    """Adapters of the registry by their folders."""
+    registry = ModelRegistry(config.registry_folder())
+    adapters = (AdapterSource(key=item.key, path=str(registry.resolve(item.path))) for item in config.adapters)
+    return msgspec.structs.replace(config, adapters=tuple(adapters))
 
 
 async def _until(stop: asyncio.Event, loading: asyncio.Task[WorkerService]) -> WorkerService | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -57,6 +58,7 @@ class WorkerService:
     ) -> None:
         """description: what the device said when it was ready. tokenizer: of the model served from the start."""
         self._config = config
+        self._registry = ModelRegistry(config.registry_folder())
         self._device = device
         # Two threads each: a slow grammar must not keep others waiting, and more would take cores from the engine.
         self._long_jobs = ThreadPoolExecutor(2, thread_name_prefix="intake")
@@ -71,7 +73,7 @@ class WorkerService:
             device,
             self._instances,
             Bases(self._make_intake),
-            ModelRegistry(config.registry_folder()),
+            self._registry,
             self._notices,
         )
         self.owners = Owners(self._commands)
@@ -119,7 +121,8 @@ class WorkerService:
         """Obey a command and say so."""
         match command:
             case LoadAdapter():
-                await self._device.ask(lambda tag: Attach(tag, command.key, command.path))
+                path = str(await asyncio.to_thread(self._registry.resolve, command.path))
+                await self._device.ask(lambda tag: Attach(tag, command.key, path))
                 await self._notices.models_changed()
             case UnloadAdapter():
                 await self._device.ask(lambda tag: Detach(tag, command.key))

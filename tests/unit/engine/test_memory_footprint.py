@@ -1,4 +1,4 @@
-"""What a layer keeps without data is what it keeps with data; a run's peak stays within the plan of its activations."""
+"""What a layer keeps without data is what it keeps with data; `benchmarks memory` measures whole runs."""
 
 from __future__ import annotations
 
