@@ -13,7 +13,8 @@ from harmonia.models import load_decoder, open_model
 from harmonia.models.decoder import Decoder
 from harmonia.models.registry import ModelRegistry
 from harmonia.models.tokenizer import load_tokenizer
-from harmonia.train.checkpoint import AdapterToSave, ModelToSave, load_adapter, save_checkpoint
+from harmonia.train.checkpoint import AdapterToSave, ModelToSave
+from tests.checkpoints import load_adapter, save_checkpoint
 from tests.unit.engine.tiny import Reference
 from tests.unit.models.paged import PagedRunner
 

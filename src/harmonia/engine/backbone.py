@@ -22,8 +22,9 @@ from harmonia.kernels.attention import LayerCache
 from harmonia.layers.adapters import AdapterBank, BankTarget
 from harmonia.log import get_logger
 from harmonia.models import ModelConfig, load_decoder, open_model
+from harmonia.models.atomic import read_whole
 from harmonia.models.decoder import Decoder
-from harmonia.models.peft import read_adapter
+from harmonia.models.peft import SavedAdapter, language_matrices, read_saved_adapter, require_base
 from harmonia.models.source import ModelSource
 from harmonia.train.scalar_head import ScalarHead
 
@@ -171,11 +172,21 @@ class Backbone:
     def load_adapter(self, key: str, path: str) -> Instance:
         """Read a PEFT folder into a free slot."""
         self.check_free(key)
-        adapter = read_adapter(path, max_rank=self.plan.config.max_adapter_rank)
+        matrices = language_matrices(path, self.read_adapter(Path(path)))
         self.check_adapter_limit(key)
-        instance = self.add_adapter(key, self.bank.load(key, adapter))
+        instance = self.add_adapter(key, self.bank.load(key, matrices))
         log.info("loaded adapter %s from %s", key, path)
         return instance
+
+    def read_adapter(self, folder: Path) -> SavedAdapter:
+        """An adapter of this backbone, whole; `InvalidRequestError` when it belongs to another, naming both."""
+
+        def read(path: Path) -> SavedAdapter:
+            saved = read_saved_adapter(path, max_rank=self.plan.config.max_adapter_rank)
+            require_base(path, saved, self.decoder, self.key)
+            return saved
+
+        return read_whole(folder, read)
 
     def _add(self, instance: Instance) -> Instance:
         self.instances[instance.key] = instance

@@ -66,7 +66,7 @@ class Instances:
         backbone = self.engine.backbone
         backbone.check_free(name)
         self._check_length(spec)
-        saved = self._saver.read_adapter(Path(spec.path)) if spec.path != self.path else None
+        saved = backbone.read_adapter(Path(spec.path)) if spec.path != self.path else None
         head = self._head(spec, saved)
         if need.rank:
             self._add_adapter(name, spec, need, saved, head)

@@ -15,7 +15,7 @@ from harmonia.errors import InvalidRequestError
 from harmonia.log import get_logger
 from harmonia.models.adaptive_info import AdaptiveInfo
 from harmonia.models.atomic import read_whole
-from harmonia.models.peft import SavedAdapter, read_saved_adapter, require_base
+from harmonia.models.peft import SavedAdapter
 from harmonia.protocol.base import JsonObject
 from harmonia.train.checkpoint import AdapterToSave, ModelToSave, OptimizerState, save_folder
 from harmonia.train.optimizer_state import has_state, load_state
@@ -78,17 +78,6 @@ class Saver:
                 assert isinstance(error, Exception)
                 answer.failed(as_harmonia_error(error))
 
-    def read_adapter(self, folder: Path) -> SavedAdapter:
-        """An adapter of this backbone; `InvalidRequestError` when it belongs to another."""
-        backbone = self._backbone
-
-        def read(path: Path) -> SavedAdapter:
-            saved = read_saved_adapter(path, max_rank=backbone.plan.config.max_adapter_rank)
-            require_base(path, saved, backbone.decoder, backbone.key)
-            return saved
-
-        return read_whole(folder, read)
-
     def restore(self, weights: TrainedWeights, folder: Path) -> None:
         """Overwrite masters, and the optimizer's state where it was saved, and forget the gradient."""
         parameters = weights.parameters
@@ -99,7 +88,7 @@ class Saver:
                 raise InvalidRequestError(f"{folder}: optimizer.json says num_steps {num_steps!r}, not a whole number")
             parameters.load_state(tensors, num_steps)
         elif weights.slot is not None:
-            parameters.restart_from(_adapter_values(self.read_adapter(folder)))
+            parameters.restart_from(_adapter_values(self._backbone.read_adapter(folder)))
         else:
             raise InvalidRequestError(
                 f"{folder} holds no optimizer state, which a full model in training is loaded from; save it with "

@@ -70,9 +70,8 @@ class SavedAdapter:
     """What Harmonia says of it; None if another program wrote it."""
 
 
-def read_adapter(folder: str, *, max_rank: int) -> dict[str, LoraMatrices]:
-    """The matrices of a language model's adapter; `InvalidRequestError` names what is broken or unsupported."""
-    saved = read_saved_adapter(folder, max_rank=max_rank)
+def language_matrices(folder: str | Path, saved: SavedAdapter) -> dict[str, LoraMatrices]:
+    """The matrices of a language model's adapter; `InvalidRequestError` for one that scores."""
     if saved.scalar_head is not None:
         raise InvalidRequestError(f"{folder} holds a scalar head: it scores; spawn it with into_scoring_model()")
     return saved.matrices
@@ -175,7 +174,8 @@ def _misfit(saved: SavedAdapter, decoder: Decoder) -> str | None:
         sizes = (target.linear.num_in, target.linear.part(target.part).size)
         changed = (lora.a_rK.shape[1], lora.b_Nr.shape[0])
         if changed != sizes:
-            return f"it changes {path!r} from {changed[0]} to {changed[1]} features, here from {sizes[0]} to {sizes[1]}"
+            here = f"here from {sizes[0]} to {sizes[1]} are expected"
+            return f"it changes {path!r} from {changed[0]} to {changed[1]} features, {here}"
     head = saved.scalar_head
     if head is not None and head.shape[1] != found.hidden_size:
         return f"its scalar head reads {head.shape[1]} features, this model has {found.hidden_size}"

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from harmonia.layers.adapters import LoraMatrices
 from harmonia.models.adaptive_info import AdaptiveInfo, write_info
-from harmonia.models.atomic import read_whole, replacing
+from harmonia.models.atomic import replacing
 from harmonia.models.decoder import Decoder
 from harmonia.models.export import model_bytes, tokenizer_bytes, write_model
-from harmonia.models.peft import SavedAdapter, read_saved_adapter, require_base, write_adapter
-from harmonia.models.registry import ModelRegistry
+from harmonia.models.peft import write_adapter
 from harmonia.models.source import ModelSource
 from harmonia.train.optimizer_state import save_state, state_bytes
 
@@ -78,38 +77,15 @@ class ModelToSave:
         write_info(folder, msgspec.structs.replace(info, kind="model", scalar_head=self.scalar_head is not None))
 
 
-def save_checkpoint(
-    registry: ModelRegistry, key: str, model: AdapterToSave | ModelToSave, state: OptimizerState | None = None
-) -> Path:
-    """Save under a key, in place of what may be there; its folder.
-
-    At any moment, and whatever interrupts it, the key names the old or the new model, whole.
-    Errors: InvalidRequestError for a bad key, or for a full disk, naming bytes needed and free.
-    """
-    target = registry.path_for(key)
-    save_folder(target, model, state)
-    return target
-
-
 def save_folder(target: Path, model: AdapterToSave | ModelToSave, state: OptimizerState | None = None) -> int:
-    """Save as a folder, in place of what may be there; its bytes. Otherwise as `save_checkpoint`."""
+    """Save as a folder, in place of what may be there; its bytes.
+
+    At any moment, and whatever interrupts it, the folder holds the old or the new model, whole.
+    Errors: InvalidRequestError for a full disk, naming bytes needed and free.
+    """
     num_bytes = model.num_bytes + (0 if state is None else state_bytes(state.tensors))
     with replacing(target, num_bytes=num_bytes) as folder:
         model.write(folder)
         if state is not None:
             save_state(folder, state.tensors, state.meta)
     return sum(file.stat().st_size for file in target.iterdir())
-
-
-def load_adapter(registry: ModelRegistry, uri: str, decoder: Decoder, model: str, *, max_rank: int) -> SavedAdapter:
-    """Read an adapter for this decoder, which users call `model`.
-
-    Errors: UnknownModelError; InvalidRequestError for a broken folder or an adapter of another base, naming both.
-    """
-
-    def read(folder: Path) -> SavedAdapter:
-        saved = read_saved_adapter(folder, max_rank=max_rank)
-        require_base(folder, saved, decoder, model)
-        return saved
-
-    return read_whole(registry.resolve(uri), read)

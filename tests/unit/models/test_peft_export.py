@@ -17,7 +17,7 @@ from harmonia.models import open_model
 from harmonia.models.adaptive_info import AdaptiveInfo, read_info
 from harmonia.models.decoder import Decoder
 from harmonia.models.families import build_decoder
-from harmonia.models.peft import read_adapter, read_saved_adapter, require_base, write_adapter
+from harmonia.models.peft import language_matrices, read_saved_adapter, require_base, write_adapter
 from harmonia.models.source import adapter_base
 from tests.unit.models import tiny
 
@@ -115,7 +115,7 @@ def test_everything_reads_back_bit_for_bit(base, folder):
     assert msgspec.structs.replace(saved.info, base_geometry=None) == expected
     assert (adapter_base(folder), adapter_base(base)) == ("model_registry://base", None)
     with pytest.raises(InvalidRequestError, match=r"holds a scalar head.*into_scoring_model"):
-        read_adapter(str(folder), max_rank=8)
+        language_matrices(folder, saved)
     with pytest.raises(
         UnsupportedModelError, match="an adapter, not a whole model; open its base 'model_registry://base'"
     ):
@@ -125,7 +125,7 @@ def test_everything_reads_back_bit_for_bit(base, folder):
 def test_scales_of_rank_stabilised_adapters(base, folder):
     adapter = {path: replace(lora, scale=16 / 7**0.5) for path, lora in random_adapter(tiny.load(base)).items()}
     write_adapter(folder, adapter, str(base))
-    scales = [lora.scale for lora in read_adapter(str(folder), max_rank=8).values()]
+    scales = [lora.scale for lora in read_saved_adapter(folder, max_rank=8).matrices.values()]
     assert scales == pytest.approx([16 / 7**0.5] * len(scales), rel=1e-15)
 
 

@@ -20,8 +20,9 @@ from harmonia.models.adaptive_info import read_info
 from harmonia.models.atomic import read_whole
 from harmonia.models.peft import read_saved_adapter
 from harmonia.models.registry import ModelRegistry
-from harmonia.train.checkpoint import AdapterToSave, ModelToSave, OptimizerState, load_adapter, save_checkpoint
+from harmonia.train.checkpoint import AdapterToSave, ModelToSave, OptimizerState
 from harmonia.train.optimizer_state import has_state, load_state, restore_state
+from tests.checkpoints import load_adapter, save_checkpoint
 from tests.unit.models import tiny
 
 NUM_KILLS = 12
