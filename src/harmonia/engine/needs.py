@@ -135,7 +135,8 @@ def _trained(needs: Sequence[InstanceNeed]) -> Trained:
     targets = (
         None if not chosen else () if () in chosen else tuple(sorted({name for names in chosen for name in names}))
     )
-    return Trained(any(need.full for need in training), targets)
+    language = any(not need.scalar for need in training)
+    return Trained(any(need.full for need in training), targets, language)
 
 
 def working_row(model: ModelConfig, fmt: WeightFormat, scheduler: SchedulerConfig, training_slice: int) -> PlanRow:

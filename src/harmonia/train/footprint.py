@@ -41,6 +41,8 @@ class Trained(NamedTuple):
     """Every weight of the backbone."""
     targets: tuple[str, ...] | None = None
     """Last names of the projections with an adapter in training; empty: all; None: no adapter."""
+    language: bool = True
+    """Some loss reads log-probabilities; False where all heads are scalar."""
 
 
 class Footprint(NamedTuple):
@@ -98,13 +100,13 @@ def _layer_bytes(config: ModelConfig, fmt: WeightFormat, num_tokens: int, traine
 
 
 def _head_bytes(config: ModelConfig, fmt: WeightFormat, num_tokens: int, trained: Trained) -> int:
-    """Hidden states and their gradients, and one chunk of logits."""
+    """Hidden states and their gradients, and one chunk of logits if there are any."""
     hidden = 3 * num_tokens * config.hidden_size * fmt.dtype.itemsize
     rows = min(num_tokens, head_rows(config.vocab_size, fmt.device))
     per_logit = 4 if fmt.dtype is torch.float32 else 6
     if not _is_native(fmt):
         per_logit += 4  # plain torch exponentiates into a copy
-    logits = rows * config.vocab_size * per_logit
+    logits = rows * config.vocab_size * per_logit if trained.language else 0
     return hidden + logits + (_HEAD_PART_BYTES if trained.full else 0) + _SCRATCH_BYTES
 
 
