@@ -2,10 +2,7 @@
 
 import asyncio
 import json
-import os
-import socket
-import subprocess
-import sys
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -17,11 +14,11 @@ from harmonia.errors import (
     InsufficientMemoryError,
     InvalidRequestError,
     SequenceTooLongError,
+    TokenizerMismatchError,
     UnknownModelError,
-    WorkerLostError,
 )
+from tests.bare_worker import bare_worker
 
-START_TIMEOUT_S = 90
 ASK = StringThread([("user", "What is blue?")], metadata={"id": 7})
 LESSON = StringThread([("user", "What is blue?"), ("assistant", "The sky.")])
 WORSE = StringThread([("user", "What is blue?"), ("assistant", "Grass!!")])
@@ -29,30 +26,8 @@ WORSE = StringThread([("user", "What is blue?"), ("assistant", "Grass!!")])
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A bare worker."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    registry = tmp_path_factory.mktemp("registry")
-    command = [sys.executable, "-m", "harmonia.cli", "worker", "--port", str(port), "--registry", str(registry)]
-    process = subprocess.Popen([*command, "--threads", "1"], env=os.environ | {"OMP_NUM_THREADS": "1"})
-    try:
-        asyncio.run(_until_it_answers(f"ws://127.0.0.1:{port}", process))
-        yield f"ws://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(40)
-
-
-async def _until_it_answers(address: str, process: subprocess.Popen[bytes]) -> None:
-    async with asyncio.timeout(START_TIMEOUT_S):
-        while True:
-            assert process.poll() is None, "the worker ended"
-            try:
-                async with await get_client(address):
-                    return
-            except WorkerLostError:
-                continue
+    with bare_worker(tmp_path_factory.mktemp("registry")) as address:
+        yield address
 
 
 @pytest.fixture
@@ -222,3 +197,35 @@ async def test_names_are_free_again(client: HarmonyClient, tiny: Path) -> None:
         await model.dealloc()
     with pytest.raises(InvalidRequestError, match="deallocated"):
         await model.generate(ASK)
+
+
+async def test_a_model_is_described_without_being_loaded(
+    policy: TrainingModel, client: HarmonyClient, tiny: Path
+) -> None:
+    base = await client.describe(str(tiny))
+    assert (base.kind, base.family, base.max_seq_len, base.base) == ("model", "llama", 512, None)
+    key = await policy.save("runs/described")
+    saved = await client.describe(f"model_registry://{key}")
+    assert (saved.kind, saved.base) == ("adapter", str(tiny))
+    with pytest.raises(UnknownModelError, match="runs/described"):
+        await client.describe("model_registry://runs/describd")
+
+
+async def test_observers_see_every_step(policy: TrainingModel, client: HarmonyClient) -> None:
+    seen = []
+    client.observe(lambda name, metrics: seen.append((name, metrics)))
+    (loss,) = await learn(policy, steps=1)
+    ((name, metrics),) = seen
+    tokens = (await policy.tokenize_thread(LESSON)).token_ids
+    assert (name, metrics["loss"], metrics["num_input_tokens"]) == ("policy", loss, 4 * len(tokens))
+
+
+async def test_a_draft_must_share_the_tokenizer(client: HarmonyClient, tiny: Path, tmp_path: Path) -> None:
+    builder = client.model(str(tiny), kv_cache_len=1024)
+    twin, stranger = shutil.copytree(tiny, tmp_path / "twin"), shutil.copytree(tiny, tmp_path / "stranger")
+    file = stranger / "tokenizer.json"
+    file.write_text(file.read_text().replace("<|im_start|>", "<|begin|>"))
+    model = await builder.with_draft(str(twin)).spawn_inference("drafted")
+    assert (await model.generate(ASK)).completion() is not None
+    with pytest.raises(TokenizerMismatchError, match=r"<\|im_start\|>' and '<\|begin\|>'"):
+        await builder.with_draft(str(stranger)).spawn_inference("strange")

@@ -5,6 +5,7 @@ from harmonia.client.connect import HarmonyClient, get_client
 from harmonia.client.inference import InferenceModel
 from harmonia.client.spawning import Spawning
 from harmonia.client.timings import Timings
+from harmonia.client.tools import Tool
 from harmonia.client.training import TrainingModel
 from harmonia.threads import StringThread, StringTurn, TokenizedThread, TokenizedTurn
 
@@ -18,6 +19,7 @@ __all__ = [
     "Timings",
     "TokenizedThread",
     "TokenizedTurn",
+    "Tool",
     "TrainingModel",
     "get_client",
 ]

@@ -10,7 +10,7 @@ import msgspec
 from harmonia.client.inference import InferenceModel, Settings
 from harmonia.client.session import Session
 from harmonia.client.spawning import ModelT, Progress, Spawning
-from harmonia.client.tools import Tool, read_tools
+from harmonia.client.tools import AnyTool, read_tools
 from harmonia.client.training import TrainingModel
 from harmonia.errors import InvalidRequestError
 from harmonia.protocol.base import JsonObject
@@ -60,7 +60,7 @@ class ModelBuilder:
             raise InvalidRequestError(f"max_seqlen must be at least 1, got {max_seqlen}", field="max_seqlen")
         return self._with(max_seqlen=int(max_seqlen))
 
-    def tools(self, tools: Sequence[Tool]) -> Self:
+    def tools(self, tools: Sequence[AnyTool]) -> Self:
         """Tools that the model may call, as OpenAI's function objects or their JSON text."""
         return self._with(tools=read_tools(tools))
 
@@ -86,7 +86,11 @@ class ModelBuilder:
         return self._with(use_adapter=bool(use_adapter), adapter=spec)
 
     def with_draft(self, draft_model_path: str, num_draft_steps: int = 4) -> Self:
-        """Let a smaller model of the same tokenizer propose 1 to 8 tokens per step."""
+        """Name a smaller model that proposes 1 to 8 tokens per step; answers are the same with it and without.
+
+        Spawning raises TokenizerMismatchError for a draft of another tokenizer. Drafts are checked and recorded, and
+        not used for proposals yet.
+        """
         if num_draft_steps < 1:
             raise InvalidRequestError(f"num_draft_steps must be at least 1 (got {num_draft_steps})")
         if num_draft_steps > MAX_DRAFT_STEPS:
@@ -165,8 +169,6 @@ class ModelBuilder:
 
     def _spec(self) -> SpawnSpec:
         args = self._args
-        if args.with_draft is not None:
-            raise InvalidRequestError("with_draft is not supported yet; spawn the model without a draft")
         return SpawnSpec(
             path=args.path,
             use_adapter=args.use_adapter,
@@ -176,4 +178,6 @@ class ModelBuilder:
             max_seq_len=args.max_seqlen,
             precision=args.extra_params.get("precision"),
             tp=args.tp,
+            draft=args.with_draft,
+            num_draft_steps=args.num_draft_steps,
         )

@@ -11,10 +11,10 @@ from typing import Any, Self, TypedDict, Unpack
 from urllib.parse import urlsplit
 
 from harmonia.client.builder import BuilderArgs, ModelBuilder
-from harmonia.client.session import Session
+from harmonia.client.session import Session, StepObserver
 from harmonia.errors import InvalidRequestError, WorkerLostError
 from harmonia.protocol.client import WorkerClient
-from harmonia.protocol.instances import Hello
+from harmonia.protocol.instances import DescribeModel, Hello, ModelDescription
 
 _CONNECT_TIMEOUT_S = 10.0
 _REGISTRY = "model_registry://"
@@ -120,6 +120,18 @@ class HarmonyClient:
             )
         args = BuilderArgs(path=path, kv_cache_len=kv_cache_len, tokens_to_generate=tokens_to_generate)
         return ModelBuilder(self._session, args)
+
+    async def describe(self, path: str) -> ModelDescription:
+        """What the files of a model say, without loading it: its kind, base, longest sequence, and saved defaults.
+
+        UnknownModelError for a path or `model_registry://key` that is not there, with the nearest keys.
+        """
+        message = DescribeModel(id=self._session.new_id(), path=path)
+        return await self._session.ask(message, ModelDescription)
+
+    def observe(self, observer: StepObserver) -> None:
+        """Call `observer(name, metrics)` after every optimizer step of this client's models."""
+        self._session.observers.append(observer)
 
     def session_id(self) -> str:
         """An id of this connection, for logs."""

@@ -11,7 +11,7 @@ import msgspec
 
 from harmonia.client.session import Instance
 from harmonia.client.timings import Timings
-from harmonia.client.tools import Tool, read_tools
+from harmonia.client.tools import AnyTool, read_tools
 from harmonia.client.values import (
     AnyThread,
     Real,
@@ -111,7 +111,7 @@ class InferenceModel:
         """Shortest answer in tokens. 0 unless set."""
         return self._with(min_gen_len=min_gen_len.__index__())
 
-    def tools(self, tools: Sequence[Tool]) -> Self:
+    def tools(self, tools: Sequence[AnyTool]) -> Self:
         """Tools that it may call, as OpenAI's function objects or their JSON text."""
         return self._with(tools=read_tools(tools))
 

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -22,6 +22,9 @@ log = get_logger(__name__)
 
 Reply = TypeVar("Reply", bound=msgspec.Struct)
 
+StepObserver = Callable[[str, Mapping[str, float]], None]
+"""Takes the name of a model and what `optim_step` returned."""
+
 _FREE_TIMEOUT_S = 5.0
 
 
@@ -33,6 +36,8 @@ class Session:
         self.loop = loop
         self.owned: set[str] = set()
         """Names of the instances that this client spawned and has not freed."""
+        self.observers: list[StepObserver] = []
+        """Called after every optimizer step."""
         self._ids = itertools.count(1)
         self._garbage: deque[str] = deque()
         self._closed = False

@@ -167,7 +167,8 @@ class TrainingModel(InferenceModel):
         """Move the weights by AdamW; what was trained until now answers the next request.
 
         wd: decoupled weight decay. max_grad_norm: global norm to clip to. skip_nan_gradients: drop a gradient that is
-        not finite instead of raising. Returns loss, grad_norm, num_tokens, num_samples and lr.
+        not finite instead of raising. Returns loss, grad_norm, num_tokens (weighted ones), num_input_tokens (all of
+        the samples, prompts included), num_samples and lr.
         """
         answer = await self._instance.ask(
             OptimStep,
@@ -178,6 +179,8 @@ class TrainingModel(InferenceModel):
             skip_nan_gradients=bool(skip_nan_gradients),
         )
         self._instance.optim_step = answer.optim_step
+        for observer in self._instance.session.observers:
+            observer(self._instance.name, answer.metrics)
         return dict(answer.metrics)
 
     def get_optim_step(self) -> int:

@@ -183,6 +183,7 @@ class Instances:
         metrics = {
             "loss": mean_loss(trainer),
             "num_tokens": float(trainer.num_tokens),
+            "num_input_tokens": float(trainer.num_input_tokens),
             "num_samples": float(trainer.num_samples),
             "lr": request.lr,
         }

@@ -78,6 +78,7 @@ class Trainer:
         """Begin a new step."""
         self.loss_sum: Tensor | None = None
         self.num_tokens = 0
+        self.num_input_tokens = 0
         self.num_samples = 0
 
     def add(self, sides: tuple[Sample, ...], loss: Loss, answer: Answer) -> None:
@@ -107,6 +108,7 @@ class Trainer:
         if call.num_open == 0:
             self.num_samples += 1
             self.num_tokens += sum(len(side.rows_W) for side in call.sides)
+            self.num_input_tokens += sum(side.num_tokens for side in call.sides)
             call.answer.done({})
 
     def add_loss(self, loss: Tensor) -> None:

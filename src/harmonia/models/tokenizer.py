@@ -208,3 +208,14 @@ def _template_sources(folder: Path, settings: Fields) -> dict[str, str]:
     if single.exists():
         sources["default"] = single.read_text(encoding="utf-8")
     return sources
+
+
+def tokenizer_difference(one: ModelTokenizer, other: ModelTokenizer) -> str | None:
+    """The first way in which two tokenizers differ, where a token of one would mean something else to the other."""
+    if one.vocab_size != other.vocab_size:
+        return f"{one.vocab_size} and {other.vocab_size} tokens"
+    for index in range(one.vocab_size):
+        texts = one.backend.id_to_token(index), other.backend.id_to_token(index)
+        if texts[0] != texts[1]:
+            return f"token {index} is {texts[0]!r} and {texts[1]!r}"
+    return None

@@ -65,6 +65,10 @@ class SpawnSpec(Message, frozen=True, kw_only=True):
     """None takes the worker's."""
     tp: int = 1
     """Devices that the model is spread over."""
+    draft: str | None = None
+    """Path of a smaller model that proposes tokens; its tokenizer must be the same."""
+    num_draft_steps: int | None = None
+    """Tokens that the draft proposes at a time."""
 
 
 class Spawn(Message, frozen=True, kw_only=True):
@@ -80,6 +84,14 @@ class PlanSpawn(Message, frozen=True, kw_only=True):
 
     id: str
     spec: SpawnSpec
+
+
+class DescribeModel(Message, frozen=True, kw_only=True):
+    """Ask what the files of a model say, without loading it. Answered by `ModelDescription`."""
+
+    id: str
+    path: str
+    """As in `SpawnSpec`."""
 
 
 class Clone(Message, frozen=True, kw_only=True):
@@ -212,6 +224,7 @@ InstanceCommand = (
     Hello
     | Spawn
     | PlanSpawn
+    | DescribeModel
     | Clone
     | Dealloc
     | Train
@@ -278,12 +291,30 @@ class Planned(Message, frozen=True, kw_only=True):
     plan: JsonObject
 
 
+class ModelDescription(Message, frozen=True, kw_only=True):
+    """Answer to `DescribeModel`."""
+
+    id: str
+    path: str
+    """Resolved folder or file."""
+    kind: Literal["adapter", "model"]
+    family: str
+    max_seq_len: int
+    """Of the model itself, in tokens."""
+    base: str | None = None
+    """Of an adapter: the file or folder of the model that it changes."""
+    is_scalar: bool = False
+    defaults: JsonObject = {}
+    """Settings that the model was saved with, such as tp, kv_cache_len, max_seq_len, tokens_to_generate."""
+
+
 class Stepped(Message, frozen=True, kw_only=True):
     """Answer to `OptimStep`."""
 
     id: str
     metrics: dict[str, float]
-    """loss, grad_norm, num_tokens (weighted ones), num_samples, lr; skipped is 1 when a gradient was dropped."""
+    """loss, grad_norm, num_tokens (weighted ones), num_input_tokens (all, prompts included), num_samples, lr; skipped
+    is 1 when a gradient was dropped."""
     version: int
     optim_step: int
 
@@ -347,6 +378,7 @@ InstanceAnswer = (
     | Progress
     | Spawned
     | Planned
+    | ModelDescription
     | Stepped
     | Scored
     | Tokenized

@@ -36,6 +36,7 @@ from harmonia.protocol.instances import (
 )
 from harmonia.protocol.messages import Done, JsonObject
 from harmonia.worker.bases import Bases
+from harmonia.worker.catalogue import Catalogue
 from harmonia.worker.instances import Instance, Instances, Place
 from harmonia.worker.link import Advance, Copy, Count, Estimate, Free, Learn, Make, Read, Write
 from harmonia.worker.notices import Notices
@@ -60,12 +61,19 @@ class Commands:
     """Carries out what changes instances."""
 
     def __init__(
-        self, device: Device, instances: Instances, bases: Bases, registry: ModelRegistry, notices: Notices
+        self,
+        device: Device,
+        instances: Instances,
+        bases: Bases,
+        registry: ModelRegistry,
+        catalogue: Catalogue,
+        notices: Notices,
     ) -> None:
         self._device = device
         self._instances = instances
         self._bases = bases
         self._registry = registry
+        self._catalogue = catalogue
         self._notices = notices
         self._freeing: set[asyncio.Task[None]] = set()
 
@@ -143,7 +151,13 @@ class Commands:
 
     async def _resolved(self, spec: SpawnSpec) -> SpawnSpec:
         path = await asyncio.to_thread(self._registry.resolve, spec.path)
-        return msgspec.structs.replace(spec, path=str(path))
+        spec = msgspec.structs.replace(spec, path=str(path))
+        if spec.draft is not None:
+            await asyncio.to_thread(self._catalogue.check_draft, spec.path, spec.draft)
+            _log.warning(
+                "%s: the draft %s is accepted and not used yet: answers are the same, and no faster", path, spec.draft
+            )
+        return spec
 
     # ---------------------------------------------------------------------------------------- on one instance
 

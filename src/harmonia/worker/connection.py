@@ -17,6 +17,7 @@ from harmonia.errors import HarmoniaError, InvalidRequestError
 from harmonia.protocol.instances import (
     Detokenized,
     Hello,
+    ModelDescription,
     PlainText,
     Planned,
     Progress,
@@ -58,7 +59,7 @@ _CLOSE_REPLACED = 4001
 _log = log.get_logger(__name__)
 
 
-Reply = Done | Description | Stats | Planned | Tokenized | TokenIds | Detokenized | PlainText
+Reply = Done | Description | Stats | Planned | ModelDescription | Tokenized | TokenIds | Detokenized | PlainText
 Outgoing = Delta | Finished | Failed | Embedded | Scored | Welcome | Progress | Kept | Reply
 
 

@@ -12,6 +12,7 @@ from harmonia.errors import HarmoniaError, InvalidRequestError, UnknownModelErro
 from harmonia.models.registry import ModelRegistry
 from harmonia.models.tokenizer import ModelTokenizer
 from harmonia.protocol.instances import (
+    DescribeModel,
     Detokenize,
     Detokenized,
     DetokenizeIds,
@@ -39,6 +40,7 @@ from harmonia.protocol.messages import (
     UnloadAdapter,
 )
 from harmonia.worker.bases import Bases
+from harmonia.worker.catalogue import Catalogue
 from harmonia.worker.commands import Commands
 from harmonia.worker.connection import Reply
 from harmonia.worker.instances import Instance, Instances, Lane
@@ -59,6 +61,7 @@ class WorkerService:
         """description: what the device said when it was ready. tokenizer: of the model served from the start."""
         self._config = config
         self._registry = ModelRegistry(config.registry_folder())
+        self._catalogue = Catalogue(self._registry)
         self._device = device
         # Two threads each: a slow grammar must not keep others waiting, and more would take cores from the engine.
         self._long_jobs = ThreadPoolExecutor(2, thread_name_prefix="intake")
@@ -74,6 +77,7 @@ class WorkerService:
             self._instances,
             Bases(self._make_intake),
             self._registry,
+            self._catalogue,
             self._notices,
         )
         self.owners = Owners(self._commands)
@@ -135,6 +139,8 @@ class WorkerService:
                 return msgspec.convert({**await self._device.ask(Measure), "type": "Stats", "id": command.id}, Stats)
             case PlanSpawn():
                 return await self._commands.plan(command)
+            case DescribeModel():
+                return await asyncio.to_thread(self._catalogue.describe, command)
             case Tokenize() | TokenizeText() | Detokenize() | DetokenizeIds():
                 return await self._text(command, self._intake(command.instance))
             case _:

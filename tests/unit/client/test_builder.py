@@ -72,12 +72,13 @@ async def test_plans(builder: ModelBuilder, worker: SmallWorker) -> None:
     assert worker.models == {}
 
 
-async def test_drafts_are_checked_and_not_there_yet(builder: ModelBuilder) -> None:
+async def test_drafts_are_checked_and_sent(builder: ModelBuilder, worker: SmallWorker) -> None:
     for steps, message in ((0, r"at least 1 \(got 0\)"), (9, r"at most 8 \(got 9\)")):
         with pytest.raises(InvalidRequestError, match=message):
             builder.with_draft("model_registry://small", steps)
-    with pytest.raises(InvalidRequestError, match="not supported yet"):
-        await builder.with_draft("model_registry://small", 4).spawn_inference("b")
+    await builder.with_draft("model_registry://small", 4).spawn_inference("b")
+    (spawn,) = worker.of(Spawn)
+    assert (spawn.spec.draft, spawn.spec.num_draft_steps) == ("model_registry://small", 4)
 
 
 async def test_bad_arguments_are_refused_before_anything_is_sent(client: HarmonyClient, builder: ModelBuilder) -> None:
