@@ -41,7 +41,7 @@ SAMPLE = 512
 """Tokens of a sample; a micro-batch holds several."""
 SAMPLING = {"top_p": 0.9, "top_k": 50, "repetition_penalty": 1.1, "seed": 1, "logprobs": 5}
 MAX_ERROR = 0.05
-CONTEXT_MIB = 1280
+CONTEXT_MIB = 1408
 """More that the plan believes to be free on a GPU, where the driver and its libraries count and steps are eager."""
 
 

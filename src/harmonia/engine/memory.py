@@ -109,10 +109,13 @@ def _resolve(request: _Request) -> Plan:
     per_block = kv_bytes_per_token(model, fmt) * config.cache.block_size
     room = available - sum(row.num_bytes for row in fixed)
     least = _least_blocks(config, request.num_blocks)
-    kept_rows, num_kept = training_rows(model, fmt, scheduler, training, room - least * per_block)
+    is_chosen = request.num_blocks is None and config.cache.kv_cache_len is None
+    most_tokens = None if is_chosen else least * config.cache.block_size
+    steps = _steps_within(scheduler, most_tokens)
+    kept_rows, num_kept = training_rows(model, fmt, steps, training, room - least * per_block)
     room -= sum(row.num_bytes for row in kept_rows)
     num_blocks = least
-    if request.num_blocks is None and config.cache.kv_cache_len is None:
+    if is_chosen:
         num_blocks = max(least, _most_blocks(config, device, room, available, per_block))
     tokens = num_blocks * config.cache.block_size
     rows = (*fixed, *kept_rows, PlanRow("key/value cache", num_blocks * per_block, f"{tokens} tokens"))
@@ -146,6 +149,13 @@ def _scheduler(config: EngineConfig, device: str) -> SchedulerConfig:
     batch_tokens = config.scheduler.max_batch_tokens or _BATCH_TOKENS[device]
     prefill_tokens = config.scheduler.max_prefill_tokens or min(batch_tokens, _PREFILL_TOKENS[device])
     return msgspec.structs.replace(config.scheduler, max_batch_tokens=batch_tokens, max_prefill_tokens=prefill_tokens)
+
+
+def _steps_within(scheduler: SchedulerConfig, cache_tokens: int | None) -> SchedulerConfig:
+    """No step has more tokens than a cache of a known size has room for."""
+    if cache_tokens is None or scheduler.max_batch_tokens is None:
+        return scheduler
+    return msgspec.structs.replace(scheduler, max_batch_tokens=min(scheduler.max_batch_tokens, cache_tokens))
 
 
 def _loading_rows(rows: Sequence[PlanRow], num_bytes: int) -> tuple[PlanRow, ...]:

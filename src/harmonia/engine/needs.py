@@ -23,6 +23,8 @@ from harmonia.train.footprint import Footprint, Trained, footprint
 from harmonia.train.parameters import num_state_bytes
 
 _FP32_BYTES = 4
+_FRAGMENTED_SHARE = 0.07
+"""Of activations on a GPU, what torch's allocator reserves beyond them; see `benchmarks memory`."""
 
 
 class PlanRow(msgspec.Struct, frozen=True):
@@ -141,8 +143,8 @@ def _trained(needs: Sequence[InstanceNeed]) -> Trained:
 
 def working_row(model: ModelConfig, fmt: WeightFormat, scheduler: SchedulerConfig, training_slice: int) -> PlanRow:
     """Memory that steps and slices, which never run at the same time, take and give back."""
-    assert scheduler.max_batch_tokens is not None
     tokens, running = scheduler.max_batch_tokens, scheduler.max_running
+    assert tokens is not None
     kinds = {
         f"a step of {tokens} tokens": activation_bytes(model, fmt, tokens),
         f"sampling for {running} sequences": logits_bytes(model, running),
@@ -157,14 +159,22 @@ def training_rows(
 ) -> tuple[tuple[PlanRow, ...], int]:
     """(rows of activations, layers that are kept): as many as fit into the room, so that least is computed twice."""
     if training is None:
-        return (working_row(model, fmt, scheduler, 0),), 0
+        return _with_gaps((working_row(model, fmt, scheduler, 0),), fmt), 0
     num_layers = len(training.saved)
     for num_kept in range(num_layers, -1, -1):
         note = f"of {num_kept} of {num_layers} layers; the others are recomputed"
-        rows = (
-            PlanRow("training activations", training.resident(num_kept), note if num_kept < num_layers else "all kept"),
-            working_row(model, fmt, scheduler, training.slice(num_kept)),
+        kept = PlanRow(
+            "training activations", training.resident(num_kept), note if num_kept < num_layers else "all kept"
         )
+        rows = _with_gaps((kept, working_row(model, fmt, scheduler, training.slice(num_kept))), fmt)
         if sum(row.num_bytes for row in rows) <= room:
             break
     return rows, num_kept
+
+
+def _with_gaps(rows: tuple[PlanRow, ...], fmt: WeightFormat) -> tuple[PlanRow, ...]:
+    """These rows and what the allocator reserves for them without filling it."""
+    if fmt.device.type == "cpu":
+        return rows
+    gaps = round(_FRAGMENTED_SHARE * sum(row.num_bytes for row in rows))
+    return (*rows, PlanRow("fragmentation", gaps, "reserved by the allocator beyond the activations"))
