@@ -5,11 +5,19 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal, Self, SupportsIndex, overload
+from typing import Any, Literal, Self, SupportsIndex, TypeVar, overload
 
 import msgspec
+from pydantic import BaseModel
 
 from harmonia.client.session import Instance
+from harmonia.client.structured import (
+    generate_and_validate,
+    get_pydantic_schema,
+    pydantic_parse,
+    render_pydantic_model,
+    render_schema,
+)
 from harmonia.client.timings import Timings
 from harmonia.client.tools import AnyTool, read_tools
 from harmonia.client.values import (
@@ -54,6 +62,8 @@ from harmonia.protocol.messages import (
 from harmonia.protocol.sampling import SamplingParams
 from harmonia.protocol.threads import TokenThreadData
 from harmonia.threads import StringThread, TokenizedThread
+
+ObjectT = TypeVar("ObjectT", bound=BaseModel)
 
 _NO_DEADLINE_MS = 7 * 24 * 3600 * 1000
 """Hundreds of generations may queue for longer than a chat would wait; whoever wants a limit cancels the call."""
@@ -129,24 +139,68 @@ class InferenceModel:
     # ---------------------------------------------------------------------------------------------- generating
 
     @overload
-    async def generate(self, thread: AnyThread, return_timings: Literal[False] = False) -> StringThread: ...
+    async def generate(self, thread: AnyThread, response_model: Literal[False] | None = None) -> StringThread: ...
     @overload
-    async def generate(self, thread: AnyThread, return_timings: Literal[True]) -> tuple[StringThread, Timings]: ...
+    async def generate(self, thread: AnyThread, response_model: Literal[True]) -> tuple[StringThread, Timings]: ...
+    @overload
+    async def generate(self, thread: AnyThread, response_model: type[ObjectT]) -> tuple[StringThread, ObjectT]: ...
+    @overload
     async def generate(
-        self, thread: AnyThread, return_timings: bool = False
-    ) -> StringThread | tuple[StringThread, Timings]:
+        self, thread: AnyThread, response_model: None = None, *, return_timings: Literal[True]
+    ) -> tuple[StringThread, Timings]: ...
+    @overload
+    async def generate(
+        self, thread: AnyThread, response_model: type[ObjectT], return_timings: Literal[True]
+    ) -> tuple[StringThread, ObjectT, Timings]: ...
+    async def generate(
+        self, thread: AnyThread, response_model: type[BaseModel] | bool | None = None, return_timings: bool = False
+    ) -> StringThread | tuple[object, ...]:
         """The conversation with one more assistant turn; metadata and weights of earlier turns stay.
 
+        response_model: a pydantic class whose JSON the answer follows; then also an object of it is returned, or
+        OutputParserException raised if the answer was cut short. In its place `return_timings` may stand, too.
         SequenceTooLongError if the conversation leaves no room for an answer.
         """
-        finished, _ = await self._generate(ThreadPrompt(thread=wire(thread), tools=self._settings.tools))
+        if isinstance(response_model, bool):
+            return_timings, form = response_model, None
+        else:
+            form = response_model
+        finished = await self._answer(thread, form)
         answered = with_answer(thread, _only_thread(finished))
-        return (answered, Timings.of(finished)) if return_timings else answered
+        parts: list[object] = [answered]
+        if form is not None:
+            parts.append(pydantic_parse(answered.last_content(), form))
+        if return_timings:
+            parts.append(Timings.of(finished))
+        return answered if len(parts) == 1 else tuple(parts)
 
-    async def generate_tokens(self, thread: AnyThread) -> TokenizedThread:
+    @overload
+    async def generate_tokens(self, thread: AnyThread) -> TokenizedThread: ...
+    @overload
+    async def generate_tokens(
+        self, thread: AnyThread, response_model: type[ObjectT]
+    ) -> tuple[TokenizedThread, ObjectT]: ...
+    async def generate_tokens(
+        self, thread: AnyThread, response_model: type[BaseModel] | None = None
+    ) -> TokenizedThread | tuple[object, ...]:
         """As `generate`, in the tokens that were sampled; only the new turn is weighted."""
-        finished, _ = await self._generate(ThreadPrompt(thread=wire(thread), tools=self._settings.tools))
-        return TokenizedThread.from_data(_only_thread(finished), thread.metadata)
+        data = _only_thread(await self._answer(thread, response_model))
+        answered = TokenizedThread.from_data(data, thread.metadata)
+        if response_model is None:
+            return answered
+        return answered, pydantic_parse(answered.detokenized().last_content(), response_model)
+
+    async def generate_and_validate(
+        self, thread: StringThread, pydantic_model: type[ObjectT], max_parsing_retries: int = 1
+    ) -> tuple[str, ObjectT]:
+        """Ask in words, without a grammar, until the answer parses: its text and the object in it.
+
+        JsonParseError after that many retries, each of which shows the model what was wrong.
+        """
+        return await generate_and_validate(self, thread, pydantic_model, max_parsing_retries)
+
+    render_schema = staticmethod(render_schema)
+    render_pydantic_model = staticmethod(render_pydantic_model)
 
     async def raw_string_create(self, prompt: str) -> str:
         """What follows a plain text, without any template."""
@@ -157,6 +211,13 @@ class InferenceModel:
         """The tokens that follow the given ones."""
         _, deltas = await self._generate(TokenPrompt(token_ids=token_ids(prompt)))
         return [token for delta in deltas for token in delta.token_ids]
+
+    async def _answer(self, thread: AnyThread, response_model: type[BaseModel] | None) -> Finished:
+        model = self
+        if response_model is not None:
+            model = self.constrained_decoding(get_pydantic_schema(response_model), "json")
+        finished, _ = await model._generate(ThreadPrompt(thread=wire(thread), tools=self._settings.tools))
+        return finished
 
     async def _generate(self, prompt: Prompt) -> tuple[Finished, list[Delta]]:
         self._instance.check()
