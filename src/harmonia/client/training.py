@@ -6,6 +6,8 @@ import uuid
 from collections.abc import Iterable, Sequence
 from typing import SupportsIndex
 
+from harmonia.client.artifacts.base import ArtifactContext
+from harmonia.client.artifacts.model import ModelArtifact
 from harmonia.client.inference import InferenceModel
 from harmonia.client.values import Real, floats, token_ids, wire
 from harmonia.errors import InvalidRequestError
@@ -212,12 +214,15 @@ class TrainingModel(InferenceModel):
         self,
         model_name: str,
         inference_only: bool = True,
+        ctx: ArtifactContext | None = None,
+        *,
         draft_target: str | None = None,
         num_draft_steps: int | None = None,
     ) -> str:
         """Write it into the model registry, whole or not at all; returns the key for `model_registry://key`.
 
-        inference_only=False adds what `load` needs to resume training. The last two describe a draft model.
+        inference_only=False adds what `load` needs to resume training. With a recipe's context the model becomes an
+        artifact of its job. The last two describe a draft model.
         """
         info: JsonObject = {"draft_target": draft_target, "num_draft_steps": num_draft_steps}
         await self._instance.ask(
@@ -227,4 +232,6 @@ class TrainingModel(InferenceModel):
             inference_only=bool(inference_only),
             info={name: value for name, value in info.items() if value is not None},
         )
+        if ctx is not None:
+            ModelArtifact(model_name, ctx)
         return model_name

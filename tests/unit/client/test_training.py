@@ -134,7 +134,7 @@ async def test_views_live_and_snapshots_are_their_own(policy: TrainingModel, wor
 
 async def test_saving_gives_the_key_and_loading_the_step(policy: TrainingModel, worker: SmallWorker) -> None:
     assert await policy.save("checkpoints/local/20", inference_only=False) == "checkpoints/local/20"
-    assert await policy.save("draft", True, "big", 4) == "draft"
+    assert await policy.save("draft", draft_target="big", num_draft_steps=4) == "draft"
     first, second = worker.of(Save)
     assert (first.inference_only, first.info) == (False, {})
     assert (second.inference_only, second.info) == (True, {"draft_target": "big", "num_draft_steps": 4})
