@@ -22,8 +22,10 @@ _WHOLE_CHARACTERS = re.compile(r'"(?:[^"\\]|\\u[0-9a-fA-F]{4}|\\[^u])*+', re.DOT
 _HALF_A_PAIR = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\Z")
 _LONGEST_TAIL = 4
 """Tokens that may have to go before the rest can be closed: a comma, a key, a colon, the beginning of a value."""
-_MOST_STARTS = 64
+_MOST_STARTS = 32
 """How many brackets are tried as a beginning: prose full of them must not take for ever."""
+_MAX_DEPTH = 100
+"""Brackets within brackets, as far as grammars allow them too."""
 
 
 def json_texts(text: str) -> Iterator[str]:
@@ -58,6 +60,8 @@ def _value_at(text: str, start: int) -> tuple[str | None, int]:
             break
         tokens.append(token)
         depth += (token.lastgroup == "open") - (token.lastgroup == "close")
+        if depth > _MAX_DEPTH:
+            return None, token.end()
         if depth == 0:
             return _canonical(text[start : token.end()]), token.end()
     return _closed(text, tokens), len(text)

@@ -1,0 +1,20 @@
+"""Scorers of conversations."""
+
+from harmonia.client.grades import Grade
+from harmonia.graders.base import BaseGrader, FunctionGrader
+from harmonia.graders.combined import CombinedGrader
+from harmonia.graders.exceptions import IgnoreGradeException
+from harmonia.graders.logs import FailedJudgeLog, SuccessJudgeLog, sample_score_distribution
+from harmonia.graders.parameter import Grader
+
+__all__ = [
+    "BaseGrader",
+    "CombinedGrader",
+    "FailedJudgeLog",
+    "FunctionGrader",
+    "Grade",
+    "Grader",
+    "IgnoreGradeException",
+    "SuccessJudgeLog",
+    "sample_score_distribution",
+]
