@@ -1,0 +1,59 @@
+"""The logger that the environment asks for."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from harmonia.trainers.metric_loggers.base import Logger
+from harmonia.trainers.metric_loggers.composite import CompositeLogger
+from harmonia.trainers.metric_loggers.job import JobLogger
+from harmonia.trainers.metric_loggers.mlflow import MLFlowLogger
+from harmonia.trainers.metric_loggers.stdout import StdoutLogger
+from harmonia.trainers.metric_loggers.tensorboard import TBMetricsLogger
+from harmonia.trainers.metric_loggers.wandb import WandbLogger
+
+if TYPE_CHECKING:
+    from harmonia.client.recipe import RecipeContext
+
+_DEFAULT_PROJECT = "harmonia"
+
+
+def get_prod_logger(ctx: RecipeContext | None = None) -> Logger:
+    """Weights & Biases if WANDB_API_KEY is set, else MLflow if MLFLOW_TRACKING_URI is, else TensorBoard if
+    TENSORBOARD_LOGGING_DIR is, else standard output; with `ctx`, its job hears everything too.
+
+    MLFLOW_MONITORING_LINK and TENSORBOARD_MONITORING_LINK say where people look at the curves. Project and run are
+    named by the context, else by HARMONY_USE_CASE (or HARMONY_USE_CASE_ID), HARMONY_RECIPE_NAME, HARMONY_JOB_NAME and
+    HARMONY_JOB_ID. InvalidRequestError if the one that is asked for is not installed.
+    """
+    logger = _named_by_environment(_project(ctx), _run_name(ctx))
+    return logger if ctx is None else CompositeLogger(logger, JobLogger(ctx.job))
+
+
+def _named_by_environment(project: str, run: str) -> Logger:
+    environment = os.environ
+    if environment.get("WANDB_API_KEY"):
+        return WandbLogger(project, run)
+    if uri := environment.get("MLFLOW_TRACKING_URI"):
+        return MLFlowLogger(project, run, uri, environment.get("MLFLOW_MONITORING_LINK"))
+    if folder := environment.get("TENSORBOARD_LOGGING_DIR"):
+        return TBMetricsLogger(run, folder, environment.get("TENSORBOARD_MONITORING_LINK"))
+    return StdoutLogger()
+
+
+def _project(ctx: RecipeContext | None) -> str:
+    named = ctx.config.project if ctx else None
+    return named or _first("HARMONY_USE_CASE", "HARMONY_USE_CASE_ID") or _DEFAULT_PROJECT
+
+
+def _run_name(ctx: RecipeContext | None) -> str:
+    """Recipe and job, such as `sft-monday`; an id where the job has no name."""
+    recipe, job = (ctx.config.recipe_name, ctx.config.name or ctx.job.job_id) if ctx else (None, None)
+    parts = (recipe or _first("HARMONY_RECIPE_NAME"), job or _first("HARMONY_JOB_NAME", "HARMONY_JOB_ID"))
+    return "-".join(filter(None, parts)) or "local"
+
+
+def _first(*variables: str) -> str | None:
+    """The first environment variable that says something."""
+    return next(filter(None, map(os.environ.get, variables)), None)
