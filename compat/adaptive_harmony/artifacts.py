@@ -1,0 +1,5 @@
+"""Files and models that a job leaves behind."""
+
+from harmonia.client.artifacts import CustomArtifact, DatasetArtifact, EvaluationArtifact, ModelArtifact
+
+__all__ = ["CustomArtifact", "DatasetArtifact", "EvaluationArtifact", "ModelArtifact"]

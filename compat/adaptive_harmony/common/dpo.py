@@ -1,0 +1,5 @@
+"""Direct preference optimisation."""
+
+from harmonia.trainers import DPO
+
+__all__ = ["DPO"]

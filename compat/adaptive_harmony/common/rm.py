@@ -1,0 +1,5 @@
+"""Reward models."""
+
+from harmonia.trainers import RewardModelling
+
+__all__ = ["RewardModelling"]

@@ -1,0 +1,5 @@
+"""Evaluations that a job leaves behind."""
+
+from harmonia.client.artifacts import EvaluationArtifact
+
+__all__ = ["EvaluationArtifact"]

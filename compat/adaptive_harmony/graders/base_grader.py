@@ -1,0 +1,5 @@
+"""The base of all graders."""
+
+from harmonia.graders import BaseGrader
+
+__all__ = ["BaseGrader"]

@@ -1,0 +1,5 @@
+"""A judge that says pass or fail."""
+
+from harmonia.graders.judges import BinaryJudgeGrader, BinaryJudgeOutput
+
+__all__ = ["BinaryJudgeGrader", "BinaryJudgeOutput"]

@@ -1,0 +1,5 @@
+"""What all artifacts share."""
+
+from harmonia.client.artifacts import ArtifactProcessingMode, BaseArtifact
+
+__all__ = ["ArtifactProcessingMode", "BaseArtifact"]

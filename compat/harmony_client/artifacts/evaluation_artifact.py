@@ -1,0 +1,5 @@
+"""Graded samples."""
+
+from harmonia.client.artifacts import EvaluationArtifact
+
+__all__ = ["EvaluationArtifact"]

@@ -1,0 +1,7 @@
+"""What `RecipeContext.log_eval_result` is made of."""
+
+from harmonia.client.evaluation import extract_model_key as _extract_model_key
+from harmonia.client.evaluation import save_detailed_eval_table as _save_detailed_eval_table
+from harmonia.client.evaluation import stringify_thread
+
+__all__ = ["_extract_model_key", "_save_detailed_eval_table", "stringify_thread"]

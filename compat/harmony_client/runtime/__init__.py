@@ -1,0 +1,51 @@
+"""What runs a recipe: its context, configuration and notifiers."""
+
+from harmonia.client.data import (
+    AdaptiveDatasetKind,
+    DatasetMetricSample,
+    DatasetPreferenceSample,
+    DatasetPromptSample,
+    DatasetSample,
+    SampleMetadata,
+    TurnTuple,
+)
+from harmonia.client.recipe import (
+    ControlPlaneJobNotifier,
+    ControlPlaneStageNotifier,
+    InputConfig,
+    JobNotifier,
+    PendingArtifact,
+    RecipeConfig,
+    RecipeConfigCli,
+    RecipeContext,
+    RecipeContextManager,
+    SimpleProgressNotifier,
+    StageNotifier,
+    StdoutJobNotifier,
+    StdoutStageNotifier,
+    recipe_main,
+)
+
+__all__ = [
+    "AdaptiveDatasetKind",
+    "ControlPlaneJobNotifier",
+    "ControlPlaneStageNotifier",
+    "DatasetMetricSample",
+    "DatasetPreferenceSample",
+    "DatasetPromptSample",
+    "DatasetSample",
+    "InputConfig",
+    "JobNotifier",
+    "PendingArtifact",
+    "RecipeConfig",
+    "RecipeConfigCli",
+    "RecipeContext",
+    "RecipeContextManager",
+    "SampleMetadata",
+    "SimpleProgressNotifier",
+    "StageNotifier",
+    "StdoutJobNotifier",
+    "StdoutStageNotifier",
+    "TurnTuple",
+    "recipe_main",
+]

@@ -1,0 +1,19 @@
+"""Rows of datasets."""
+
+from harmonia.client.data import (
+    DatasetMetricSample,
+    DatasetPreferenceSample,
+    DatasetPromptSample,
+    DatasetSample,
+    SampleMetadata,
+    TurnTuple,
+)
+
+__all__ = [
+    "DatasetMetricSample",
+    "DatasetPreferenceSample",
+    "DatasetPromptSample",
+    "DatasetSample",
+    "SampleMetadata",
+    "TurnTuple",
+]
