@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from harmonia.client import HarmonyClient, get_client
+from tests.bare_worker import bare_worker
 from tests.integration.tiny_model import make_adapter, make_model
 
 START_TIMEOUT_S = 90
@@ -111,6 +113,26 @@ def server(tiny: Path) -> Iterator[Server]:
     """One server for all tests that leave it as it was."""
     with start_server(tiny, "--kv-cache-len", "8192", "--threads", "1") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the bare worker keeps models."""
+    return tmp_path_factory.mktemp("registry")
+
+
+@pytest.fixture(scope="session")
+def address(registry: Path) -> Iterator[str]:
+    """One bare worker for all tests that leave it as it was."""
+    with bare_worker(registry) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(address: str) -> AsyncIterator[HarmonyClient]:
+    """A client of the bare worker; what it spawned is gone after the test."""
+    async with await get_client(address, num_gpus=1) as connected:
+        yield connected
 
 
 @pytest.fixture(scope="session")

@@ -3,16 +3,12 @@
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
-from pydantic import BaseModel, Field
 
 from harmonia.client import HarmonyClient, StringThread, TrainingModel, get_client
-from harmonia.client.structured import JsonParseError, OutputParserException
 from harmonia.errors import (
     InsufficientMemoryError,
     InvalidRequestError,
@@ -20,23 +16,10 @@ from harmonia.errors import (
     TokenizerMismatchError,
     UnknownModelError,
 )
-from tests.bare_worker import bare_worker
 
 ASK = StringThread([("user", "What is blue?")], metadata={"id": 7})
 LESSON = StringThread([("user", "What is blue?"), ("assistant", "The sky.")])
 WORSE = StringThread([("user", "What is blue?"), ("assistant", "Grass!!")])
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with bare_worker(tmp_path_factory.mktemp("registry")) as address:
-        yield address
-
-
-@pytest.fixture
-async def client(address: str) -> AsyncIterator[HarmonyClient]:
-    async with await get_client(address, num_gpus=1) as connected:
-        yield connected
 
 
 @pytest.fixture
@@ -232,23 +215,3 @@ async def test_a_draft_must_share_the_tokenizer(client: HarmonyClient, tiny: Pat
     assert (await model.generate(ASK)).completion() is not None
     with pytest.raises(TokenizerMismatchError, match=r"<\|im_start\|>' and '<\|begin\|>'"):
         await builder.with_draft(str(stranger)).spawn_inference("strange")
-
-
-class Mood(BaseModel):
-    mood: Literal["good", "bad"]
-    score: int = Field(ge=0, le=9)
-
-
-async def test_answers_as_objects(policy: TrainingModel) -> None:
-    """By a grammar, so that even a model of random weights gives them."""
-    model = policy.max_gen_len(80)
-    thread, mood = await model.generate(ASK, Mood)
-    assert Mood.model_validate_json(thread.last_content()) == mood and thread.metadata is ASK.metadata
-    tokens, again = await model.generate_tokens(ASK, Mood)
-    assert Mood.model_validate_json(tokens.get_fragments()[-1][1][-1]["parsed_json"]) == again
-    _, _, timings = await model.generate(ASK, Mood, return_timings=True)
-    assert timings.ttft_from_creation_ms > 0
-    with pytest.raises(OutputParserException):
-        await policy.max_gen_len(3).generate(ASK, Mood)
-    with pytest.raises(JsonParseError):
-        await policy.generate_and_validate(ASK, Mood)

@@ -1,17 +1,15 @@
 """Judges with a real model of 135 million parameters, which follows examples and little else."""
 
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from harmonia.client import InferenceModel, StringThread, get_client
+from harmonia.client import HarmonyClient, InferenceModel, StringThread
 from harmonia.client.structured import JsonParseError
 from harmonia.client.table import Table
 from harmonia.errors import InvalidRequestError
 from harmonia.graders import CombinedGrader, IgnoreGradeException
 from harmonia.graders.judges import BinaryJudgeGrader, BinaryJudgeShot
-from tests.bare_worker import bare_worker
 
 
 def answered(question: str, answer: str) -> StringThread:
@@ -23,16 +21,9 @@ WRONG = BinaryJudgeShot(answered("What is 3+5?", "9"), "3+5 is 8, not 9.", "FAIL
 OFF_TOPIC = BinaryJudgeShot(answered("How do you do?", "Well, thank you."), "Nothing is asked for.", "NA")
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with bare_worker(tmp_path_factory.mktemp("registry")) as address:
-        yield address
-
-
 @pytest.fixture
-async def model(address: str, smollm2: Path) -> AsyncIterator[InferenceModel]:
-    async with await get_client(address) as client:
-        yield await client.model(str(smollm2), kv_cache_len=4096, tokens_to_generate=96).spawn_inference("judge")
+async def model(client: HarmonyClient, smollm2: Path) -> InferenceModel:
+    return await client.model(str(smollm2), kv_cache_len=4096, tokens_to_generate=96).spawn_inference("judge")
 
 
 async def test_right_and_wrong_answers(model: InferenceModel) -> None:

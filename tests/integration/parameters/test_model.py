@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import BaseModel, Field, ValidationError
 
+from harmonia.client.artifacts import save_with_artifact
 from harmonia.client.inference import InferenceModel
 from harmonia.client.parameters import Model
 from harmonia.client.parameters.model_kinds import Inferable, Trainable
@@ -16,7 +17,6 @@ from harmonia.client.recipe.context import RecipeContext
 from harmonia.client.training import TrainingModel
 from harmonia.errors import InsufficientMemoryError, InvalidRequestError, UnknownModelError
 from harmonia.threads import StringThread
-from tests.unit.parameters.conftest import Worker
 
 # ------------------------------------------------------------------------------------------------ in a config
 
@@ -101,11 +101,11 @@ async def test_what_was_said_of_the_model_reaches_the_builder(ctx: RecipeContext
 
 
 async def test_paths_are_paths_and_keys_are_keys(
-    ctx: RecipeContext, parameters_worker: Worker, monkeypatch: pytest.MonkeyPatch
+    ctx: RecipeContext, registry: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = parameters_worker.registry / "tiny"
-    monkeypatch.chdir(parameters_worker.registry)
-    monkeypatch.setenv("HOME", str(parameters_worker.registry))
+    folder = registry / "tiny"
+    monkeypatch.chdir(registry)
+    monkeypatch.setenv("HOME", str(registry))
     os.makedirs("elsewhere", exist_ok=True)
     for key in (str(folder), "./tiny", "elsewhere/../tiny", "~/tiny"):
         path = (await built(Model(model_key=key if key[0] in "/.~" else f"./{key}"), ctx))["path"]
@@ -196,3 +196,12 @@ async def test_a_control_plane_gives_address_and_settings(ctx: RecipeContext) ->
     assert (await built(Model(model_key="deployed"), ctx, kv_cache_len=64))["kv_cache_len"] == 64
     with pytest.raises(UnknownModelError, match="no model 'tiny' in the project"):
         await Model(model_key="tiny").check(ctx)
+
+
+async def test_a_model_is_saved_and_registered(ctx: RecipeContext, capsys: pytest.CaptureFixture[str]) -> None:
+    model = await Model(model_key="tiny").with_adapter().spawn_train("policy", ctx, 64)
+    assert await save_with_artifact(model, "runs/saved") == "runs/saved"
+    assert "runs/saved" not in capsys.readouterr().out
+    assert await save_with_artifact(model, "runs/registered", ctx=ctx) == "runs/registered"
+    assert "model 'runs/registered'" in capsys.readouterr().out
+    assert (await ctx.client.describe("model_registry://runs/registered")).kind == "adapter"

@@ -1,9 +1,7 @@
 """Pydantic objects out of what models write."""
 
-import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
 from typing import Literal
 
 import pytest
@@ -11,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, RootModel
 
-from harmonia.client import InferenceModel, StringThread, get_client
+from harmonia.client import StringThread
 from harmonia.client.structured import (
     JsonParseError,
     OutputParserException,
@@ -24,8 +22,6 @@ from harmonia.client.structured import (
     render_schema,
 )
 from harmonia.errors import HarmoniaError, InvalidRequestError
-from tests.bare_worker import bare_worker
-from tests.integration.tiny_model import make_model
 
 
 class Verdict(BaseModel):
@@ -246,71 +242,3 @@ async def test_giving_up() -> None:
     assert refused.value.completion == "still no" and len(model.asked) == 2
     with pytest.raises(JsonParseError):
         await generate_and_validate(Answers("no"), ASK, Verdict, max_parsing_retries=0)
-
-
-# ------------------------------------------------------------------------------------------------- a real worker
-
-
-class Colour(BaseModel):
-    name: Literal["blue", "red"]
-    is_warm: bool
-
-
-class Painting(BaseModel):
-    year: int = Field(ge=1900, le=1999)
-    colours: list[Colour] = Field(min_length=1, max_length=2)
-    frame: Colour | None
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with bare_worker(tmp_path_factory.mktemp("registry")) as address:
-        yield address
-
-
-@pytest.fixture
-async def painter(address: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[InferenceModel]:
-    """A model of random weights: it writes garbage unless a grammar holds it."""
-    folder = make_model(tmp_path_factory.mktemp("models") / "tiny")
-    async with await get_client(address) as client:
-        yield await client.model(str(folder), kv_cache_len=4096, tokens_to_generate=256).spawn_inference("painter")
-
-
-async def test_a_grammar_makes_objects_of_garbage(painter: InferenceModel) -> None:
-    strict = painter.temperature(0.0).constrained_decoding(get_pydantic_schema(Painting), "json")
-    answered = await strict.generate(ASK)
-    assert 1900 <= pydantic_parse(answered.last_content(), Painting).year < 2000
-    tokens = await strict.generate_tokens(ASK)
-    assert pydantic_parse(tokens.get_fragments()[-1][1][-1]["parsed_json"], Painting).colours
-
-
-async def test_asking_for_objects(painter: InferenceModel) -> None:
-    asked = StringThread([("user", "Paint!")], metadata={"id": 1})
-    drawn = await asyncio.gather(*(painter.generate(asked, Painting) for _ in range(8)))
-    for answered, painting in drawn:
-        assert isinstance(painting, Painting) and pydantic_parse(answered.last_content(), Painting) == painting
-        assert answered.metadata is asked.metadata and answered.get_turn_weights()[-1] == 1.0
-    assert len({painting.year for _, painting in drawn}) > 1
-    tokens, painting = await painter.generate_tokens(asked, response_model=Painting)
-    assert pydantic_parse((await painter.detokenize_thread(tokens)).last_content(), Painting) == painting
-    _, painting, timings = await painter.generate(asked, Painting, return_timings=True)
-    assert painting.colours and timings.ttft_from_creation_ms > 0
-    assert (await painter.max_gen_len(4).generate(asked)).get_turns()[0].content == "Paint!"
-
-
-async def test_an_object_that_was_cut_short(painter: InferenceModel) -> None:
-    with pytest.raises(OutputParserException, match="Painting"):
-        await painter.max_gen_len(12).generate(ASK, Painting)
-    with pytest.raises(InvalidRequestError, match=r"pydantic\.BaseModel"):
-        await painter.generate(ASK, dict)  # type: ignore[type-var]
-
-
-async def test_the_schema_of_a_model_within_itself_is_a_grammar(painter: InferenceModel) -> None:
-    strict = painter.constrained_decoding(get_pydantic_schema(Tree), "json").max_gen_len(16)
-    assert (await strict.generate(ASK)).last_content().startswith("{")
-
-
-async def test_garbage_is_given_up(painter: InferenceModel) -> None:
-    with pytest.raises(JsonParseError, match="holds no JSON for Painting"):
-        await painter.max_gen_len(8).generate_and_validate(ASK, Painting)
-    assert painter.render_schema(Painting) == render_schema(Painting)

@@ -13,7 +13,6 @@ from harmonia.client.artifacts import (
     DatasetArtifact,
     EvaluationArtifact,
     ModelArtifact,
-    save_with_artifact,
 )
 from harmonia.client.data import (
     AdaptiveDatasetKind,
@@ -25,7 +24,7 @@ from harmonia.client.data import (
     TurnTuple,
 )
 from harmonia.client.grades import EvalSample, EvalSampleInteraction, Grade
-from harmonia.client.parameters import Dataset, Model
+from harmonia.client.parameters import Dataset
 from harmonia.client.recipe.context import RecipeContext
 from harmonia.client.recipe.journal import JournalJobNotifier, read_journal
 from harmonia.errors import InvalidRequestError
@@ -151,12 +150,3 @@ async def test_a_job_keeps_what_was_made(lone_ctx: RecipeContext, tmp_path: Path
     state = read_journal(tmp_path / "journal")
     assert "notes" in str(state.artifacts) and "runs/one" in str(state.artifacts)
     assert "kept" in [file.read_text() for file in (tmp_path / "journal" / "artifacts").rglob("*") if file.is_file()]
-
-
-async def test_a_model_is_saved_and_registered(ctx: RecipeContext, capsys: pytest.CaptureFixture[str]) -> None:
-    model = await Model(model_key="tiny").with_adapter().spawn_train("policy", ctx, 64)
-    assert await save_with_artifact(model, "runs/saved") == "runs/saved"
-    assert "runs/saved" not in capsys.readouterr().out
-    assert await save_with_artifact(model, "runs/registered", ctx=ctx) == "runs/registered"
-    assert "model 'runs/registered'" in capsys.readouterr().out
-    assert (await ctx.client.describe("model_registry://runs/registered")).kind == "adapter"
