@@ -80,8 +80,10 @@ async def invoke_callbacks(callbacks: Sequence[RecipeCallback], current_percenta
 
 
 class ValidationLossCallback(RecipeCallback):
-    """The mean over threads of -log-probability of their weighted tokens, as `validation/loss`: the measure of
-    `optim_step`'s loss. A thread that the model refuses does not count; `validation/num_dropped_samples` says so."""
+    """The mean over threads of the mean -log-probability of their weighted tokens, as `validation/loss`.
+
+    A thread that the model refuses does not count; `validation/num_dropped_samples` says so.
+    """
 
     def __init__(
         self,
@@ -97,9 +99,15 @@ class ValidationLossCallback(RecipeCallback):
 
     async def callback(self, current_percentage: float) -> dict[str, float]:
         """Score the set."""
-        logprobs = await async_map_fallible(self.model.logprobs, self.validation_set)
-        _require(logprobs, "scored")
-        return {self.log_key: -float(np.mean(logprobs))} | _dropped(self.validation_set, logprobs)
+        losses = await async_map_fallible(self._loss, self.validation_set)
+        _require(losses, "scored")
+        return {self.log_key: float(np.mean(losses))} | _dropped(self.validation_set, losses)
+
+    async def _loss(self, thread: StringThread) -> float:
+        logprobs = await self.model.logprobs_per_token(await self.model.tokenize_thread(thread))
+        if not logprobs:
+            raise InvalidRequestError("no token of the thread has weight; use with_weight_all_assistant_turns()")
+        return -float(np.mean(logprobs))
 
 
 class GenerateSamplesCallback(RecipeCallback):

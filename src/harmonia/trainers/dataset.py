@@ -16,7 +16,7 @@ class DataSet(Generic[T]):
     """An iterator over samples in the order of `numpy.random.default_rng(seed).permutation`.
 
     allow_looping: start over in a new order, without end; otherwise every sample comes once. A sample whose `metadata`
-    is a dict gets its position in `threads` as `metadata["sample_index"]` when it is drawn.
+    is a dict gets the number of its draw, counted from 0, as `metadata["sample_index"]`.
 
     `idx` (samples drawn so far), `access_indices` (the order, one entry per sample of every epoch begun) and `rng` are
     what has to be put back to go on where another run stopped.
@@ -51,12 +51,11 @@ class DataSet(Generic[T]):
             if not self.allow_looping:
                 raise StopIteration
             self.access_indices += self._permutation()
-        index = self.access_indices[self.idx]
-        self.idx += 1
-        sample = self.threads[index]
+        sample = self.threads[self.access_indices[self.idx]]
         metadata = getattr(sample, "metadata", None)
         if isinstance(metadata, dict):
-            metadata["sample_index"] = index
+            metadata["sample_index"] = self.idx
+        self.idx += 1
         return sample
 
     def _permutation(self) -> list[int]:

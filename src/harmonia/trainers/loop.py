@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -21,7 +21,7 @@ log = get_logger(__name__)
 T = TypeVar("T")
 Metrics = Mapping[str, float]
 TrainSample = Callable[[T], Awaitable[Metrics | None]]
-"""Adds the gradient of one sample; what it returns is averaged over the batch and logged."""
+"""Adds the gradient of one sample; what it returns is combined over the batch and logged."""
 
 
 @dataclass(eq=False)
@@ -43,6 +43,8 @@ class TrainingLoop(Generic[T]):
     epochs: float
     skip_nan_gradients: bool
     weight_decay: float = 0.0
+    combine: Callable[[Sequence[Metrics]], Metrics] = field(default_factory=lambda: means)
+    """The metrics of a batch out of those of its samples."""
     num_trained: int = field(default=0, init=False)
     num_dropped: int = field(default=0, init=False)
     first_error: Exception | None = field(default=None, init=False)
@@ -105,7 +107,7 @@ class TrainingLoop(Generic[T]):
         logs = await self.model.optim_step(
             self.schedule(self.completion_percentage), self.weight_decay, self.max_grad_norm, self.skip_nan_gradients
         )
-        return {**logs, **means(metrics for metrics in results if metrics)}
+        return {**logs, **self.combine([metrics for metrics in results if metrics])}
 
     def _check_harmless(self) -> None:
         """RuntimeError unless a batch without a single sample is the samples' own fault, and others were trained."""
@@ -136,7 +138,7 @@ class TrainingLoop(Generic[T]):
         )
 
 
-def means(records: Iterable[Metrics]) -> dict[str, float]:
+def means(records: Sequence[Metrics]) -> dict[str, float]:
     """The mean of each key over the records that have it."""
     values: dict[str, list[float]] = {}
     for record in records:

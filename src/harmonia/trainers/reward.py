@@ -95,7 +95,6 @@ class RewardModelling:
 def _check(sample: Any, index: int) -> None:
     if isinstance(sample, StringThread):
         check_turns(sample, f"sample {index}")
-        reward_of(sample, f"sample {index}")
         return
     for side, thread in zip(("preferred", "rejected"), as_pair(sample, index), strict=True):
         check_turns(thread, f"the {side} side of sample {index}")

@@ -82,6 +82,7 @@ class SFT:
             epochs=self.epochs,
             skip_nan_gradients=self.skip_nan_gradients,
             weight_decay=self.weight_decay,
+            combine=per_token,
         )
         self._checkpoints = CheckpointManager(
             recipe_name="SFT",
@@ -130,3 +131,12 @@ class SFT:
     async def _load(self, checkpoint: SFTCheckpointData) -> None:
         await self.model.load(f"model_registry://{checkpoint.model_checkpoint_name}")
         self.model.set_optim_step(checkpoint.optim_step)
+
+
+def per_token(records: Sequence[Metrics]) -> Metrics:
+    """Of a batch: `policy/num_tokens` of all samples, and `policy/loss` per token."""
+    if not records:
+        return {}
+    num_tokens = sum(record["policy/num_tokens"] for record in records)
+    loss = sum(record["policy/loss"] * record["policy/num_tokens"] for record in records)
+    return {"policy/loss": loss / num_tokens, "policy/num_tokens": num_tokens}

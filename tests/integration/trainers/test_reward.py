@@ -61,9 +61,6 @@ async def test_when_nothing_can_be_trained_it_ends(scorer: TrainingModel, stage:
     ("dataset", "says"),
     [
         ([], "the data set is empty"),
-        ([rated(KIND, 1), KIND], r'sample 1 has no metadata\["res"\]'),
-        ([rated(KIND, "good")], r'sample 0 has metadata\["res"\] = \'good\'; give a finite number'),
-        ([rated(KIND, float("nan"))], "= nan"),
         ([(KIND,)], "sample 0 is a tuple of 1 and no pair"),
         ([(KIND, StringThread([]))], "the rejected side of sample 0 is a thread without turns"),
         ([StringThread([], metadata={"res": 1.0})], "sample 0 is a thread without turns"),
@@ -72,6 +69,24 @@ async def test_when_nothing_can_be_trained_it_ends(scorer: TrainingModel, stage:
 async def test_what_cannot_be_learned_is_refused_at_once(scorer: TrainingModel, dataset: list[Any], says: str) -> None:
     with pytest.raises(InvalidRequestError, match=says):
         RewardModelling(dataset, scorer, Records())
+
+
+@pytest.mark.parametrize(
+    ("sample", "says"),
+    [
+        (KIND, r'has no metadata\["res"\]'),
+        (rated(KIND, "good"), r'has metadata\["res"\] = \'good\'; give a finite number'),
+        (rated(KIND, float("nan")), "= nan"),
+    ],
+)
+async def test_samples_without_a_reward_are_left_out(
+    scorer: TrainingModel, stage: Stage, sample: StringThread, says: str
+) -> None:
+    records = Records()
+    await RewardModelling([rated(KIND, 1), rated(RUDE, 0), sample], scorer, records, stage, samples_per_batch=3).run()
+    assert records.records[-1]["num_dropped_samples"] >= 1
+    with pytest.raises(RuntimeError, match=says):
+        await RewardModelling([sample], scorer, Records(), stage).run()
 
 
 async def test_other_bad_input(scorer: TrainingModel, policy: TrainingModel) -> None:

@@ -2,9 +2,9 @@
 
 import asyncio
 import random
-from collections import Counter
 from itertools import chain
 
+import numpy as np
 import pytest
 
 from harmonia.errors import InvalidRequestError, SequenceTooLongError
@@ -170,9 +170,11 @@ def test_minibatches_hold_every_sample_once_per_epoch() -> None:
     assert [list(chain.from_iterable(epoch)) for epoch in (batches[:3], batches[3:])] == expected
 
 
-def test_parts_of_epochs_are_drawn_at_random() -> None:
-    counts = Counter(sample_data(list("abcd"), 2.5))
-    assert sorted(counts.values()) == [2, 2, 3, 3]
+def test_a_share_is_drawn_at_random() -> None:
+    np.random.seed(1)
+    drawn = [sample_data(list("abcdef"), 0.5) for _ in range(20)]
+    assert all(len(set(some)) == 3 for some in drawn) and len({tuple(some) for some in drawn}) > 10
+    assert sorted(sample_data([1, 2], 1.5)) == [1, 2]
     assert sample_data([1, 2], 0.4) == []
 
 

@@ -42,9 +42,10 @@ def test_another_data_set_goes_on_from_the_three_values_of_a_checkpoint() -> Non
     assert list(islice(resumed, 20)) == list(islice(stopped, 20))
 
 
-def test_metadata_tells_where_a_sample_was() -> None:
-    threads = [StringThread([("user", str(place))], metadata={"place": place}) for place in range(6)]
-    assert all(thread.metadata["sample_index"] == thread.metadata["place"] for thread in DataSet(threads))
+def test_metadata_tells_when_a_sample_was_drawn() -> None:
+    threads = [StringThread([("user", str(place))], metadata={}) for place in range(3)]
+    drawn = islice(DataSet(threads, allow_looping=True), 7)
+    assert [thread.metadata["sample_index"] for thread in drawn] == list(range(7))
     assert next(DataSet([StringThread([("user", "no metadata")])])).metadata is None
 
 
