@@ -46,11 +46,3 @@ def test_mistakes_are_named(arguments: list[str], says: str) -> None:
 def test_help_teaches_with_examples() -> None:
     for command in ("serve", "plan"):
         assert "Examples" in run("harmonia.cli", command, "--help").stdout
-
-
-def test_demo_asks_two_questions_and_the_cache_saves_tokens(smollm2: Path) -> None:
-    shown = run("harmonia.cli.demo", "--once", "--port", "0", "--model", str(smollm2), timeout=170)
-    assert shown.returncode == 0, shown.stderr
-    assert "Paris" in shown.stdout
-    assert shown.stdout.count("tokens/s") == 2
-    assert " 0 of" not in shown.stdout.split("Which river")[1]

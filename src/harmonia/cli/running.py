@@ -129,9 +129,9 @@ class Running:
         print_error(self.console, error)
 
 
-def curl(url: str, model: str, api_keys: tuple[str, ...]) -> str:
+def curl(url: str, model: str, api_keys: tuple[str, ...], question: str = EXAMPLE_QUESTION) -> str:
     """A command that asks the server something."""
-    body = {"model": model, "messages": [{"role": "user", "content": EXAMPLE_QUESTION}], "stream": True}
+    body = {"model": model, "messages": [{"role": "user", "content": question}], "stream": True}
     key = f' -H "Authorization: Bearer {api_keys[0]}"' if api_keys else ""
     return (
         f'curl -N {url}/v1/chat/completions -H "Content-Type: application/json"{key} \\\n'

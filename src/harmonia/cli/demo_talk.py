@@ -1,0 +1,124 @@
+"""The demonstration's conversation: questions over HTTP, as any client of the server asks them."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+
+import httpx
+import msgspec
+from rich.console import Console
+
+from harmonia.protocol.base import JsonObject
+
+QUESTIONS = ("What is the capital of France, and what is it known for?", "Which river flows through it?")
+MAX_TOKENS = 160
+_TIMEOUT_S = 300.0
+
+
+class Turn(msgspec.Struct, kw_only=True):
+    """One answer and what it took."""
+
+    text: str = ""
+    first_s: float = 0.0
+    total_s: float = 0.0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Speed after the first token."""
+        return max(0, self.completion_tokens - 1) / max(self.total_s - self.first_s, 1e-9)
+
+
+class People:
+    """Whoever talks to the server."""
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self._http = http
+
+    async def ask(self, model: str, question: str, max_tokens: int) -> str:
+        """What a model answers, greedily. httpx.HTTPError with the server's words if it does not."""
+        turn = await self._answer(model, [{"role": "user", "content": question}], {"max_tokens": max_tokens})
+        return turn.text
+
+    async def converse(self, model: str, console: Console) -> None:
+        """Ask the two questions in one session; print the answers as they come."""
+        messages: list[JsonObject] = []
+        options: JsonObject = {"max_tokens": MAX_TOKENS, "session_id": str(uuid.uuid4())}
+        for question in QUESTIONS:
+            messages.append({"role": "user", "content": question})
+            console.print(f"[cyan]you[/cyan]  {question}")
+            console.print("[green]it[/green]   ", end="")
+            turn = await self._answer(
+                model,
+                messages,
+                options,
+                lambda text: console.print(text, end="", markup=False, highlight=False, soft_wrap=True),
+            )
+            messages.append({"role": "assistant", "content": turn.text})
+            console.print(
+                f"\n[dim]{turn.completion_tokens} tokens at {turn.tokens_per_s:.1f} tokens/s, first after "
+                f"{turn.first_s * 1000:.0f} ms; {turn.cached_tokens} of {turn.prompt_tokens} prompt tokens came from "
+                "the cache[/dim]\n"
+            )
+
+    async def _answer(
+        self,
+        model: str,
+        messages: list[JsonObject],
+        options: JsonObject,
+        on_text: Callable[[str], None] = lambda _: None,
+    ) -> Turn:
+        body = {
+            "model": model,
+            "messages": messages,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **options,
+        }
+        turn, started = Turn(), time.perf_counter()
+        async with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
+            if response.is_error:
+                await response.aread()
+                raise httpx.HTTPStatusError(response.text, request=response.request, response=response)
+            async for line in response.aiter_lines():
+                if line.startswith("data: {"):
+                    text = _take(turn, msgspec.json.decode(line.removeprefix("data: ")))
+                    turn.first_s = turn.first_s or (time.perf_counter() - started if text else 0.0)
+                    on_text(text)
+        turn.total_s = time.perf_counter() - started
+        return turn
+
+
+def connect(url: str) -> httpx.AsyncClient:
+    """An HTTP client of the server."""
+    return httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S, trust_env=False)
+
+
+def snippet(url: str, model: str, question: str) -> str:
+    """How to ask from Python."""
+    return (
+        "from openai import OpenAI\n\n"
+        f'client = OpenAI(base_url="{url}/v1", api_key="none")\n'
+        "answer = client.chat.completions.create(\n"
+        f'    model="{model}", messages=[{{"role": "user", "content": "{question}"}}]\n'
+        ")\n"
+        "print(answer.choices[0].message.content)"
+    )
+
+
+def _take(turn: Turn, chunk: JsonObject) -> str:
+    """Add an event to the answer; its text."""
+    if "error" in chunk:
+        raise httpx.HTTPError(chunk["error"]["message"])
+    text = "".join(choice["delta"]["content"] for choice in chunk["choices"])
+    turn.text += text
+    usage = chunk.get("usage")
+    if usage is not None:
+        turn.prompt_tokens, turn.completion_tokens = usage["prompt_tokens"], usage["completion_tokens"]
+        turn.cached_tokens = usage["prompt_tokens_details"]["cached_tokens"]
+    return text
