@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from harmonia.cli import plan, serve, worker
+from harmonia.cli import jobs, plan, run, serve, worker
 from harmonia.cli.app import app
 
-__all__ = ["app", "main", "plan", "serve", "worker"]
+__all__ = ["app", "jobs", "main", "plan", "run", "serve", "worker"]
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ def print_error(console: Console, error: HarmoniaError) -> None:
     """An error, with its table of bytes if it brings one."""
     if "rows" in error.details:
         print_plan(console, error.details)
-    console.print(f"[red]error[/red] ({error.code}): {escape(error.message)}")
+    console.print(f"[red]error[/red] ({error.code}): {escape(error.message)}", soft_wrap=True)
 
 
 def _sequence(value: object) -> list[object]:

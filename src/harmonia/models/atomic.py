@@ -193,11 +193,16 @@ def _create(parent: Path) -> tuple[Path, int]:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """What crashed saves left behind, of any target in this folder; running saves hold their locks."""
+    """What crashed saves left behind, of this target and of any other in its folder."""
     if os.path.lexists(_aside(target)):
         with _alone_in(target.parent):
             _recover(target)
-    for folder in target.parent.glob(f"{_WRITING}*"):
+    remove_abandoned(target.parent)
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Remove the temporary folders of saves that did not end; running saves hold their locks."""
+    for folder in parent.glob(f"{_WRITING}*"):
         _remove_if_abandoned(folder)
 
 

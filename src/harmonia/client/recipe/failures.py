@@ -23,7 +23,8 @@ def _prune(report: TracebackException | None, seen: set[int]) -> None:
         return
     seen.add(id(report))
     authors = [frame for frame in report.stack if not _is_machinery(Path(frame.filename))]
-    report.stack = StackSummary.from_list(authors or report.stack)
+    is_cause = len(seen) > 1  # of an exception that shows where in the recipe it came up
+    report.stack = StackSummary.from_list(authors if authors or is_cause else report.stack)
     for other in (report.__cause__, report.__context__, *(report.exceptions or ())):
         _prune(other, seen)
 

@@ -83,6 +83,9 @@ class StageNotifier(ABC):
 class OptionalReports:
     """What a job may tell besides; whoever does not listen need not implement it."""
 
+    shows_metrics = False
+    """It shows what `report_metrics` tells, so that nobody need print it."""
+
     def describe(self, recipe: str, config: Mapping[str, Any]) -> None:
         """Tell what runs and with which input, once the input was validated."""
 

@@ -21,17 +21,22 @@ _DEFAULT_PROJECT = "harmonia"
 
 def get_prod_logger(ctx: RecipeContext | None = None) -> Logger:
     """Weights & Biases if WANDB_API_KEY is set, else MLflow if MLFLOW_TRACKING_URI is, else TensorBoard if
-    TENSORBOARD_LOGGING_DIR is, else standard output; with `ctx`, its job hears everything too.
+    TENSORBOARD_LOGGING_DIR is, else standard output, unless the job of `ctx` shows metrics itself; that job hears
+    everything in any case.
 
     MLFLOW_MONITORING_LINK and TENSORBOARD_MONITORING_LINK say where people look at the curves. Project and run are
     named by the context, else by HARMONY_USE_CASE (or HARMONY_USE_CASE_ID), HARMONY_RECIPE_NAME, HARMONY_JOB_NAME and
     HARMONY_JOB_ID. InvalidRequestError if the one that is asked for is not installed.
     """
     logger = _named_by_environment(_project(ctx), _run_name(ctx))
-    return logger if ctx is None else CompositeLogger(logger, JobLogger(ctx.job))
+    if ctx is None:
+        return logger or StdoutLogger()
+    if logger is None and ctx.job.shows_metrics:
+        return JobLogger(ctx.job)
+    return CompositeLogger(logger or StdoutLogger(), JobLogger(ctx.job))
 
 
-def _named_by_environment(project: str, run: str) -> Logger:
+def _named_by_environment(project: str, run: str) -> Logger | None:
     environment = os.environ
     if environment.get("WANDB_API_KEY"):
         return WandbLogger(project, run)
@@ -39,7 +44,7 @@ def _named_by_environment(project: str, run: str) -> Logger:
         return MLFlowLogger(project, run, uri, environment.get("MLFLOW_MONITORING_LINK"))
     if folder := environment.get("TENSORBOARD_LOGGING_DIR"):
         return TBMetricsLogger(run, folder, environment.get("TENSORBOARD_MONITORING_LINK"))
-    return StdoutLogger()
+    return None
 
 
 def _project(ctx: RecipeContext | None) -> str:

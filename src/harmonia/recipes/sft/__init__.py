@@ -1,0 +1,1 @@
+"""Supervised fine-tuning: teach a model to answer as a data set does."""
