@@ -18,7 +18,7 @@ from harmonia.models.families import build_decoder
 from harmonia.protocol.sampling import SamplingParams
 from tests.unit.engine.tiny import MODEL, Reference, drain, random_decoder
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"), pytest.mark.timeout(600)]
 
 PROMPTS = [tuple((3 * start + 7 * step) % 60 for step in range(5 + 3 * start)) for start in range(12)]
 

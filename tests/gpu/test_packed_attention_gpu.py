@@ -8,7 +8,7 @@ import torch
 from harmonia.kernels.packed_attention import packed_attention
 from tests.unit.kernels.gradients import assert_close
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"), pytest.mark.timeout(600)]
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)])

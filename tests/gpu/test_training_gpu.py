@@ -14,7 +14,7 @@ from harmonia.engine.requests import SaveRequest
 from tests.unit.engine.runtime import CONFIG, Bench, Reply, sample
 from tests.unit.models.tiny import VOCAB, reference_model
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"), pytest.mark.timeout(600)]
 
 RANDOM = np.random.default_rng(11)
 SAMPLES = [sample(RANDOM.integers(1, VOCAB, length).tolist()) for length in (9, 30, 4, 17, 25, 12, 50, 3)]

@@ -30,7 +30,7 @@ CONFIG = EngineConfig(
     cache=CacheConfig(kv_cache_len=2048),
     scheduler=SchedulerConfig(max_batch_tokens=48, max_running=8, reserve_blocks=1),
 )
-_PATIENCE_S = 180  # kernels may have to be compiled first
+_PATIENCE_S = 300  # kernels may have to be compiled first
 
 
 class Reply:
