@@ -282,8 +282,9 @@ def test_a_logger_that_is_asked_for_and_not_installed_is_an_error(monkeypatch: p
 
 
 @pytest.mark.filterwarnings("default")
-def test_mlflow(tmp_path: Path) -> None:
+def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a store without a database, enough for a test
     uri = (tmp_path / "runs").as_uri()
     logger = MLFlowLogger("project", "run", uri, "http://mlflow/", run_tags={"team": "a"})
     logger.log_config({"lr": 0.1})
