@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import sys
 import tempfile
@@ -23,6 +24,8 @@ log = get_logger(__name__)
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 30.0
 STABLE_AFTER_S = 60.0
+_LONGEST_TMP = 64
+"""Bytes: below a longer folder for temporary files, the address of a socket would be longer than the system takes."""
 MAX_FAILED_LOADS = 3
 """A worker that dies this often in a row while loading is given up."""
 
@@ -34,7 +37,7 @@ class LocalFleet(Fleet):
         """echo: gets every line that a worker logs; they go to standard error without it."""
         self._echo = echo or _to_stderr
         self._stop_timeout_s = stop_timeout_s
-        self._folder = Path(tempfile.mkdtemp(prefix="harmonia-"))
+        self._folder = _private_folder()
         self._statuses: dict[str, WorkerStatus] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._watchers: set[asyncio.Queue[WorkerStatus]] = set()
@@ -122,6 +125,12 @@ class LocalFleet(Fleet):
         self._statuses[status.replica] = status
         for queue in self._watchers:
             queue.put_nowait(status)
+
+
+def _private_folder() -> Path:
+    """A new folder for sockets; where temporary files have a long path, as in some test runners, it is in /tmp."""
+    is_short = len(os.fsencode(tempfile.gettempdir())) <= _LONGEST_TMP
+    return Path(tempfile.mkdtemp(prefix="harmonia-", dir=None if is_short else "/tmp"))
 
 
 def _to_stderr(line: str) -> None:

@@ -88,7 +88,7 @@ def test_unknown_keys_are_ignored() -> None:
         "[]",
         "{}",
         '{"turns": [[]]}',
-        '{"turns": [], "x": ' + "[" * 5000 + "]" * 5000 + "}",
+        '{"turns": [], "x": ' + "[" * 20000 + "]" * 20000 + "}",
         document(mult="1"),
         document(mult=None),
         document(mult=1e39),
