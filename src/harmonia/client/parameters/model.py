@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 KindT = TypeVar("KindT", bound=ModelKind)
 
 _REGISTRY = "model_registry://"
-_PATHS = ("/", "./", "../", "~")
+_PATHS = ("/", ".", "~")
+"""How a path begins; no key of the registry does."""
 
 
 class _Settings(BaseModel):
@@ -217,6 +218,6 @@ class Model(BaseModel, Generic[KindT]):
 
 def _address(key: str) -> str:
     """What the worker finds a key by: a path becomes absolute, anything but an address a key of the registry."""
-    if key.startswith(_PATHS) or key in (".", ".."):
+    if key.startswith(_PATHS):
         return str(Path(key).expanduser().absolute())
     return key if "://" in key else f"{_REGISTRY}{key}"
