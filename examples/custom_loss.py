@@ -3,7 +3,8 @@
     harmonia run examples/custom_loss.py -- --model ./SmolLM2-135M-Instruct
 
 A loss is any function of the tokens' log-probabilities. Read them, compute -dloss/dlogprob by hand, and hand that over:
-the engine does the rest, for one adapter on a laptop as for a whole model on a GPU.
+the engine does the rest, for one adapter on a laptop as for a whole model on a GPU. It knows the slope of your loss and
+not the loss, so what it reports as `loss` is the sum of slope times log-probability; log your own.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import math
 from harmonia.client import StringThread, TrainingModel
 from harmonia.client.parameters import Model
 from harmonia.client.recipe import InputConfig, RecipeContext, recipe_main
+from harmonia.trainers import get_prod_logger
 
 SAY = StringThread([("user", "Which tea should I try?"), ("assistant", "Try a smoky Lapsang Souchong.")])
 AVOID = StringThread([("user", "Which tea should I try?"), ("assistant", "As a language model, I cannot drink tea.")])
@@ -47,9 +49,10 @@ async def main(config: Config, ctx: RecipeContext) -> None:
     """Each line: both losses, the second of which keeps the model from what it should not say."""
     builder = await config.model.to_builder(ctx)
     model = await builder.with_adapter().spawn_train("student", max_batch_size=512)
-    stage = ctx.job.stage_notifier("Training")
+    stage, log = ctx.job.stage_notifier("Training"), get_prod_logger(ctx)
     for step in range(1, config.steps + 1):
         say, avoid = await asyncio.gather(train(model, SAY, likely=True), train(model, AVOID, likely=False))
         await model.optim_step(config.learning_rate, wd=0.0, max_grad_norm=1.0, skip_nan_gradients=False)
         print(f"step {step:2}  say {say:7.3f}  avoid {avoid:7.3f}")
+        log({"say": say, "avoid": avoid})
         stage.report_progress(config.steps, step)

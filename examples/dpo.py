@@ -29,7 +29,7 @@ class Config(InputConfig):
     model: Annotated[Model, Field(description="a model of the registry, or the path of one")]
     save_as: Annotated[str, Field(description="key in the registry")] = "to-the-point"
     epochs: Annotated[int, Field(ge=1)] = 8
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
 
 
 def answered(question: str, answer: str) -> StringThread:

@@ -46,7 +46,7 @@ async def main(config: Config, ctx: RecipeContext) -> None:
         prompt = StringThread([("user", f"Write one sentence about {topic}.")])
         drafts = await asyncio.gather(*(student.generate(prompt) for _ in range(config.answers)))
         scores = await asyncio.gather(*(cheerfulness(judge, draft.last_content()) for draft in drafts))
-        best = drafts[scores.index(max(scores))]
+        best = drafts[scores.index(max(scores))]  # here the prompt still has weight: it was the last turn of a thread
         await student.train_language_modelling(best.with_weight_last_assistant_turn())
         return fmean(scores)
 

@@ -67,7 +67,9 @@ class Flag:
 def flags_of(config: type[BaseModel]) -> list[Flag]:
     """The flags of a recipe's configuration, in the order of its fields."""
     schema = config.model_json_schema()
-    return list(_flags(schema, schema.get("$defs", {}), (), required=True))
+    definitions = schema.get("$defs", {})
+    (own,) = _members(schema, definitions)  # one that holds itself is among the definitions
+    return list(_flags(own, definitions, (), required=True))
 
 
 def parse_flags(config: type[BaseModel] | None, argv: Sequence[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import re
@@ -98,19 +99,37 @@ def run_job(order: Order, display: Display) -> tuple[JobState, BaseException | N
     """Run a recipe to its end: how the job ended, and the exception that ended it.
 
     Whatever happens, the journal says it, what the recipe made until then is kept, and a worker that was started is
-    stopped. Ctrl-C cancels the recipe; a second one ends this process at once.
+    stopped. Ctrl-C cancels the recipe; a second one ends this process at once. InvalidRequestError if another process
+    runs this job.
     """
-    journal = Journal(order, display)
-    error: BaseException | None = None
-    try:
-        recipe, values = prepare(order, display)
-        asyncio.run(_Job(order, display, journal).run(recipe, values))
-    except BaseException as ended:  # noqa: BLE001 - also what is no Exception: Ctrl-C, a recipe's sys.exit()
-        error = ended
-    if journal.state.ended_at is None:
-        journal.settle(error)
-    journal.close()
-    return journal.state, error
+    with _alone(order.folder):
+        journal = Journal(order, display)
+        error: BaseException | None = None
+        try:
+            recipe, values = prepare(order, display)
+            asyncio.run(_Job(order, display, journal).run(recipe, values))
+        except BaseException as ended:  # noqa: BLE001 - also what is no Exception: Ctrl-C, a recipe's sys.exit()
+            error = ended
+        if journal.state.ended_at is None:
+            journal.settle(error)
+        journal.close()
+        return journal.state, error
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder of a job, which a job that is resumed while it runs would tear; a process that ends lets go."""
+    with contextlib.suppress(OSError):  # the journal says what is wrong with it
+        folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        if folder.is_dir():
+            descriptor = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InvalidRequestError(f"the job in {folder} runs already; wait for its end, or end it") from error
+        yield
 
 
 def prepare(order: Order, display: Display) -> tuple[Recipe, dict[str, Any]]:
@@ -135,7 +154,7 @@ def load(name: str, path: Path) -> Recipe:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InvalidRequestError(f"--config {file} cannot be read: {error}", field="config") from error
     if not isinstance(values, dict):
@@ -203,7 +222,7 @@ class _Job:
             self._interrupts += 1
             if self._interrupts > 1:
                 self._end_at_once()
-            loop.call_soon_threadsafe(self._display.begin, "canceling; Ctrl-C again ends at once")
+            self._display.begin("canceling; Ctrl-C again ends at once")
             loop.call_soon_threadsafe(task.cancel)
 
         before = {number: signal.signal(number, interrupt) for number in _ENDING}

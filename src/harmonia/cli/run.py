@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import os
 import traceback
@@ -97,7 +96,10 @@ def run(
 
       harmonia run ./lesson.py --config lesson.json -- --epochs 3
     """
-    asked = Asked(recipe, tuple(parameters or ()), config, worker, job_dir, resume)
+    words = tuple(parameters or ())
+    if recipe is not None and recipe.startswith("-"):  # with --resume there need not be a recipe before the `--`
+        words, recipe = (recipe, *words), None
+    asked = Asked(recipe, words, config, worker, job_dir, resume)
     engine = engine_config(precision=precision, device=device, threads=threads, max_adapters=max_adapters)
     try:
         if list_recipes:
@@ -208,7 +210,7 @@ def _run(order: Order) -> int:
     with display:
         log.configure(os.environ.get("ADAPTIVE_LOG_LEVEL", "WARNING"))  # to the standard error that the display set
         state, error = run_job(order, display)
-    if error is not None and not isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
+    if error is not None and state.state == "FAILED":
         _print_failure(errors, error, order)
     _print_summary(console, state, display)
     _print_curves(console, order.folder)

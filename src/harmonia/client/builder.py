@@ -110,7 +110,7 @@ class ModelBuilder:
     def to_python_dict(self) -> dict[str, Any]:
         """All settings as plain data that may be logged: keys of providers are left out."""
         args: dict[str, Any] = msgspec.to_builtins(self._args)
-        args["adapter"] = msgspec.structs.asdict(self._args.adapter)
+        args["adapter"] = msgspec.structs.asdict(self._args.adapter) if self._args.use_adapter else None
         args["adapter_mode"] = args.pop("use_adapter")
         if self._args.api_key is not None:
             args["api_key"] = _REDACTED

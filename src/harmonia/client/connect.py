@@ -11,7 +11,7 @@ from typing import Any, Self, TypedDict, Unpack
 from urllib.parse import urlsplit
 
 from harmonia.client.builder import BuilderArgs, ModelBuilder
-from harmonia.client.session import Session, StepObserver
+from harmonia.client.session import Session, SpawnObserver, StepObserver
 from harmonia.errors import InvalidRequestError, WorkerLostError
 from harmonia.protocol.client import WorkerClient
 from harmonia.protocol.instances import DescribeModel, Hello, ModelDescription
@@ -89,6 +89,17 @@ def _check(addr: str) -> None:
         )
 
 
+def _check_path(path: str) -> None:
+    """InvalidRequestError unless the path could be a model's; it may hold a provider's key, which is not repeated."""
+    if not path:
+        raise InvalidRequestError(f"the path of the model is empty; give {_REGISTRY}key or a folder", field="path")
+    if "://" in path and not path.startswith(_REGISTRY):
+        provider = path.split("://", maxsplit=1)[0]
+        raise InvalidRequestError(
+            f"models of the provider {provider!r} are not supported; give {_REGISTRY}key or a folder", field="path"
+        )
+
+
 class HarmonyClient:
     """A connection to a worker, made by `get_client`, and the owner of the models that are spawned through it.
 
@@ -107,11 +118,7 @@ class HarmonyClient:
         path: `model_registry://key`, or a folder or file on the worker's machine. kv_cache_len: tokens of cache that
         it must get; None takes what fits. tokens_to_generate: longest answer unless `max_gen_len` says otherwise.
         """
-        if "://" in path and not path.startswith(_REGISTRY):
-            provider = path.split("://", maxsplit=1)[0]
-            raise InvalidRequestError(
-                f"models of the provider {provider!r} are not supported; give {_REGISTRY}key or a folder", field="path"
-            )
+        _check_path(path)
         if kv_cache_len is not None and kv_cache_len < 1:
             raise InvalidRequestError(f"kv_cache_len must be at least 1, got {kv_cache_len}", field="kv_cache_len")
         if tokens_to_generate < 1:
@@ -126,12 +133,15 @@ class HarmonyClient:
 
         UnknownModelError for a path or `model_registry://key` that is not there, with the nearest keys.
         """
+        _check_path(path)
         message = DescribeModel(id=self._session.new_id(), path=path)
         return await self._session.ask(message, ModelDescription)
 
-    def observe(self, observer: StepObserver) -> None:
-        """Call `observer(name, metrics)` after every optimizer step of this client's models."""
-        self._session.observers.append(observer)
+    def observe(self, on_step: StepObserver, on_spawn: SpawnObserver | None = None) -> None:
+        """Call `on_step(name, metrics)` after every optimizer step, `on_spawn(name, share)` while a model is made."""
+        self._session.observers.append(on_step)
+        if on_spawn is not None:
+            self._session.spawn_observers.append(on_spawn)
 
     def session_id(self) -> str:
         """An id of this connection, for logs."""

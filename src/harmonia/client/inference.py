@@ -31,6 +31,7 @@ from harmonia.client.values import (
 )
 from harmonia.errors import HarmoniaError, InvalidRequestError
 from harmonia.protocol.base import JsonObject
+from harmonia.protocol.client import Event, Stream
 from harmonia.protocol.instances import (
     Detokenize,
     Detokenized,
@@ -237,13 +238,8 @@ class InferenceModel:
             parse_tools=bool(settings.tools),
             stream=False,
         )
-        stream, events = session.generate(request), list[Delta | Finished]()
-        try:
-            while some := await stream.next_events():
-                events += some
-        except asyncio.CancelledError:
-            stream.cancel()
-            raise
+        async with session.places:
+            events = await _events(session.generate(request))
         finished = next((event for event in events if isinstance(event, Finished)), None)
         if finished is None:
             raise HarmoniaError("the worker ended a generation without saying so")
@@ -315,11 +311,13 @@ class InferenceModel:
         self._instance.check()
         session, prompt = self._instance.session, TokenPrompt(token_ids=token_ids(tokens))
         request = Embed(id=session.new_id(), model=self._instance.name, prompts=(prompt,), max_ttft_ms=_NO_DEADLINE_MS)
-        (vector,) = (await session.ask(request, Embedded)).vectors
+        async with session.places:
+            (vector,) = (await session.ask(request, Embedded)).vectors
         return from_float32(vector)
 
     async def _score(self, sample: SampleData, what: str) -> list[float]:
-        return from_float32((await self._instance.ask(Score, Scored, sample=sample, what=what)).values)
+        async with self._instance.session.places:
+            return from_float32((await self._instance.ask(Score, Scored, sample=sample, what=what)).values)
 
     # ------------------------------------------------------------------------------------------------- weights
 
@@ -331,6 +329,18 @@ class InferenceModel:
     async def dealloc(self) -> None:
         """Free it at once; whatever still uses it raises."""
         await self._instance.free()
+
+
+async def _events(stream: Stream) -> list[Event]:
+    """Everything that a generation gives; it ends with its reader."""
+    events: list[Event] = []
+    try:
+        while some := await stream.next_events():
+            events += some
+    except asyncio.CancelledError:
+        stream.cancel()
+        raise
+    return events
 
 
 def _only_thread(finished: Finished) -> TokenThreadData:

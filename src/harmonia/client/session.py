@@ -23,9 +23,14 @@ log = get_logger(__name__)
 Reply = TypeVar("Reply", bound=msgspec.Struct)
 
 StepObserver = Callable[[str, Mapping[str, float]], None]
-"""Takes the name of a model and what `optim_step` returned."""
+"""Takes the name of a model, and what `optim_step` returned with the number of steps done as `optim_step`."""
+SpawnObserver = Callable[[str, float], None]
+"""Takes the name of a model that is being made and the share that is done."""
 
 _FREE_TIMEOUT_S = 5.0
+_MOST_QUEUED = 512
+"""Requests of one client that the engine may have at once: enough to keep it busy, and its queue, which others use
+as well and which refuses what does not fit, never fills up."""
 
 
 class Session:
@@ -38,6 +43,10 @@ class Session:
         """Names of the instances that this client spawned and has not freed."""
         self.observers: list[StepObserver] = []
         """Called after every optimizer step."""
+        self.spawn_observers: list[SpawnObserver] = []
+        """Called while an instance is made."""
+        self.places = asyncio.Semaphore(_MOST_QUEUED)
+        """Held while a request that generates or scores is on its way; thousands may be made at once."""
         self._ids = itertools.count(1)
         self._garbage: deque[str] = deque()
         self._closed = False
@@ -58,12 +67,18 @@ class Session:
     ) -> Instance:
         """Send a command that makes an instance, and own what it made."""
         try:
-            spawned = await self.ask(message, Spawned, on_progress)
+            spawned = await self.ask(message, Spawned, lambda share: self._tell(name, share, on_progress))
         except asyncio.CancelledError:
             if name not in self.owned and self._is_alive():
                 self.submit(Dealloc(id=self.new_id(), instance=name))  # it may be there already, held by nobody
             raise
         return Instance(self, spawned.instance)
+
+    def _tell(self, name: str, share: float, on_progress: Callable[[float], None] | None) -> None:
+        for observer in self.spawn_observers:
+            observer(name, share)
+        if on_progress is not None:
+            on_progress(share)
 
     def generate(self, request: Generate) -> Stream:
         """Begin to generate."""
@@ -120,7 +135,18 @@ class Session:
     def _check_open(self) -> None:
         if self._closed:
             raise UnavailableError("this client was closed; make another one with get_client")
+        if self._is_elsewhere():
+            raise InvalidRequestError(
+                "this client was made in another event loop; use it where get_client was awaited, within the same "
+                "asyncio.run() and in the same thread, or make another one here"
+            )
         self._sweep()
+
+    def _is_elsewhere(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is not self.loop
+        except RuntimeError:  # no loop runs at the moment
+            return False
 
 
 class Instance:

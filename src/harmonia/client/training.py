@@ -182,7 +182,7 @@ class TrainingModel(InferenceModel):
         )
         self._instance.optim_step = answer.optim_step
         for observer in self._instance.session.observers:
-            observer(self._instance.name, answer.metrics)
+            observer(self._instance.name, {**answer.metrics, "optim_step": float(answer.optim_step)})
         return dict(answer.metrics)
 
     def get_optim_step(self) -> int:

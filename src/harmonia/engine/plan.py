@@ -9,7 +9,7 @@ import torch
 
 from harmonia.config import EngineConfig, SchedulerConfig
 from harmonia.engine.needs import InstanceNeed, PlanRow
-from harmonia.errors import InsufficientMemoryError
+from harmonia.errors import InsufficientMemoryError, InvalidRequestError
 from harmonia.layers.linear import WeightFormat
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -90,9 +90,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def weight_format(device: str, precision: str) -> WeightFormat:
-    """Type and place of weights in this precision; int8 computes in fp32 on a CPU and in bf16 elsewhere."""
+    """Type and place of weights in this precision; int8 computes in fp32 on a CPU and in bf16 elsewhere.
+
+    InvalidRequestError for a precision that nobody knows.
+    """
     int8 = precision == "int8"
     compute = "float32" if int8 and device == "cpu" else "bfloat16" if int8 else precision
+    if compute not in _DTYPES:
+        known = ", ".join(["auto", *_DTYPES, "int8"])
+        raise InvalidRequestError(f"precision is one of {known}; got {precision!r}", field="precision")
     return WeightFormat(_DTYPES[compute], torch.device(device), int8)
 
 

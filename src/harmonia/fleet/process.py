@@ -46,6 +46,7 @@ class WorkerProcess:
         socket.unlink(missing_ok=True)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",  # a queue.py in the user's folder is not Python's
             "-m",
             "harmonia.worker",
             "--config-json",

@@ -200,6 +200,16 @@ def _remove_leftovers(target: Path) -> None:
     remove_abandoned(target.parent)
 
 
+def discard(target: Path) -> None:
+    """Remove a file, link or folder, which vanishes at once; nothing happens if there is none."""
+    doomed = target.parent / f"{_WRITING}{uuid.uuid4().hex}"
+    try:
+        target.rename(doomed)
+    except FileNotFoundError:
+        return
+    _remove(doomed)
+
+
 def remove_abandoned(parent: Path) -> None:
     """Remove the temporary folders of saves that did not end; running saves hold their locks."""
     for folder in parent.glob(f"{_WRITING}*"):

@@ -10,10 +10,12 @@ import difflib
 from pathlib import Path
 
 from harmonia.errors import InvalidRequestError, UnknownModelError
-from harmonia.models.atomic import MAX_NAME_BYTES, is_temporary, set_aside, surviving
+from harmonia.models.atomic import MAX_NAME_BYTES, discard, is_temporary, set_aside, surviving
 
 SCHEME = "model_registry://"
 _SHOWN_KEYS = 5
+_CHECKPOINTS = "checkpoints/"
+"""How trainers begin the keys of what only they look for."""
 
 
 class ModelRegistry:
@@ -64,8 +66,12 @@ class ModelRegistry:
         names = {path.name for path in self.folder.iterdir() if not is_temporary(path)} | {*set_aside(self.folder)}
         return sorted(_key(name) for name in names if not name.startswith("."))
 
+    def remove(self, key: str) -> None:
+        """Remove a model; whoever reads it meanwhile may fail. Nothing happens if there is none."""
+        discard(self.path_for(key))
+
     def _nearest(self, key: str) -> str:
-        keys = self.keys()
+        keys = [name for name in self.keys() if key.startswith(_CHECKPOINTS) or not name.startswith(_CHECKPOINTS)]
         if not keys:
             return "it is empty"
         near = difflib.get_close_matches(key, keys, _SHOWN_KEYS, cutoff=0.5)

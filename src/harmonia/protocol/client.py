@@ -352,6 +352,8 @@ def _frame(message: ClientMessage) -> bytes:
         frame = encode(message)
     except OverflowError as error:
         raise InvalidRequestError("the request holds an integer of more than 64 bits") from error
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(f"the request holds a text that is not Unicode: {error}") from error
     if len(frame) > MAX_MESSAGE_BYTES:
         raise InvalidRequestError(
             f"the request has {len(frame)} bytes, a worker takes at most {MAX_MESSAGE_BYTES}; send less at once"

@@ -17,6 +17,8 @@ from harmonia.log import get_logger
 
 log = get_logger(__name__)
 
+_SHOWN_FAILURES = 10
+
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -59,20 +61,26 @@ async def async_map_fallible(
     stage_notifier: StageNotifier | None = None,
     return_indices: bool = False,
 ) -> list[T] | list[tuple[int, T]]:
-    """As `async_map` without the samples that fail, which are logged.
+    """As `async_map` without the samples that fail, of which the first ten are logged, and how many there were.
 
     return_indices: give (position in `data`, result) pairs, which tell what is missing.
     """
     limited = _Limited(f, len(data), max_concurrent_samples, stage_notifier)
+    num_failed = 0
 
     async def attempt(index: int) -> list[tuple[int, T]]:
+        nonlocal num_failed
         try:
             return [(index, await limited(data[index]))]
         except Exception as error:  # noqa: BLE001 - whatever one sample's function raises must not end the others
-            log.warning("sample %d of %d failed and is left out: %s", index, len(data), described(error))
+            num_failed += 1
+            if num_failed <= _SHOWN_FAILURES:
+                log.warning("sample %d of %d failed and is left out: %s", index, len(data), described(error))
             return []
 
     pairs = [pair for found in await _together(map(attempt, range(len(data)))) for pair in found]
+    if num_failed > _SHOWN_FAILURES:
+        log.warning("%d of %d samples failed and are left out", num_failed, len(data))
     return pairs if return_indices else [result for _, result in pairs]
 
 

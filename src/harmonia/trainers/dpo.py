@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from harmonia.client import InferenceModel, TrainingModel
+from harmonia.client.recipe.current import default_stage
 from harmonia.client.recipe.notifiers import StageNotifier
-from harmonia.client.recipe.stdout import StdoutJobNotifier
 from harmonia.errors import InvalidRequestError
 from harmonia.trainers.callbacks import RecipeCallback
 from harmonia.trainers.dataset import DataSet
 from harmonia.trainers.loop import Metrics, TrainingLoop
 from harmonia.trainers.metric_loggers.base import Logger
-from harmonia.trainers.metric_loggers.stdout import StdoutLogger
+from harmonia.trainers.metric_loggers.production import default_logger
 from harmonia.trainers.records import log_args
 from harmonia.trainers.samples import Pair, check_pairs
 from harmonia.trainers.schedules import CosineScheduler, Scheduler
@@ -32,8 +32,8 @@ class DPO:
 
     dataset: list[Pair]
     model: TrainingModel
-    logger: Logger = field(default_factory=StdoutLogger)
-    stage_notifier: StageNotifier = field(default_factory=lambda: StdoutJobNotifier().stage_notifier("DPO Training"))
+    logger: Logger = field(default_factory=default_logger)
+    stage_notifier: StageNotifier = field(default_factory=lambda: default_stage("DPO Training"))
     callbacks: Sequence[RecipeCallback] = ()
     lr: float = 1e-6
     lr_scheduler: Scheduler | None = None

@@ -7,21 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harmonia.client import StringThread, TrainingModel
+from harmonia.client.recipe.current import default_stage
 from harmonia.client.recipe.notifiers import StageNotifier
-from harmonia.client.recipe.stdout import StdoutJobNotifier
 from harmonia.errors import InvalidRequestError
 from harmonia.trainers.callbacks import RecipeCallback
 from harmonia.trainers.dataset import DataSet
 from harmonia.trainers.loop import TrainingLoop
 from harmonia.trainers.metric_loggers.base import Logger
-from harmonia.trainers.metric_loggers.stdout import StdoutLogger
+from harmonia.trainers.metric_loggers.production import default_logger
 from harmonia.trainers.records import log_args
 from harmonia.trainers.samples import Pair, as_pair, check_turns, reward_of
 from harmonia.trainers.schedules import CosineScheduler, Scheduler
-
-
-def _stage() -> StageNotifier:
-    return StdoutJobNotifier().stage_notifier("Reward Model Training")
 
 
 @log_args
@@ -36,8 +32,8 @@ class RewardModelling:
 
     dataset: list[Pair] | list[StringThread]
     model: TrainingModel
-    logger: Logger = field(default_factory=StdoutLogger)
-    job_notifier: StageNotifier = field(default_factory=_stage)
+    logger: Logger = field(default_factory=default_logger)
+    job_notifier: StageNotifier = field(default_factory=lambda: default_stage("Reward Model Training"))
     """A notifier of a stage, in spite of its name."""
     callbacks: Sequence[RecipeCallback] = ()
     lr: float = 1e-6

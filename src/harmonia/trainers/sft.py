@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harmonia.client import StringThread, TrainingModel
+from harmonia.client.recipe.current import default_restore_data, default_stage
 from harmonia.client.recipe.notifiers import StageNotifier
-from harmonia.client.recipe.stdout import StdoutJobNotifier
 from harmonia.trainers.callbacks import RecipeCallback
 from harmonia.trainers.checkpointing import CheckpointManager, SFTCheckpointData
 from harmonia.trainers.dataset import DataSet
 from harmonia.trainers.loop import Metrics, TrainingLoop
 from harmonia.trainers.metric_loggers.base import Logger
-from harmonia.trainers.metric_loggers.stdout import StdoutLogger
+from harmonia.trainers.metric_loggers.production import default_logger
 from harmonia.trainers.records import hash_hyperparams, log_args
 from harmonia.trainers.samples import check_threads, warn_of_weights
 from harmonia.trainers.schedules import CosineScheduler, Scheduler
@@ -46,8 +46,8 @@ class SFT:
 
     dataset: list[StringThread]
     model: TrainingModel
-    logger: Logger = field(default_factory=StdoutLogger)
-    stage_notifier: StageNotifier = field(default_factory=lambda: StdoutJobNotifier().stage_notifier("SFT Training"))
+    logger: Logger = field(default_factory=default_logger)
+    stage_notifier: StageNotifier = field(default_factory=lambda: default_stage("SFT Training"))
     callbacks: Sequence[RecipeCallback] = ()
     lr: float = 1e-5
     lr_scheduler: Scheduler | None = None
@@ -60,7 +60,7 @@ class SFT:
     skip_nan_gradients: bool = False
     """Leave out a step whose gradient is not finite, instead of raising."""
     checkpoint_restore_data: dict[str, Any] | None = None
-    """What a checkpoint reported, to go on from there."""
+    """What a checkpoint reported, to go on from there; in a recipe, by default what its job resumes from."""
     checkpoint_frequency: float = 0.2
     data_seed: int = 42
     use_tangents: bool = False
@@ -93,7 +93,7 @@ class SFT:
             stage_notifier=self.stage_notifier,
             checkpoint_data_cls=SFTCheckpointData,
             checkpoint_frequency=self.checkpoint_frequency,
-            checkpoint_restore_data=self.checkpoint_restore_data,
+            checkpoint_restore_data=self.checkpoint_restore_data or default_restore_data(),
             logger=self.logger,
         )
         self._checkpoints.register_model(self.model, "model_checkpoint_name")

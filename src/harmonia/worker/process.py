@@ -30,7 +30,7 @@ from harmonia.worker.link import (
     pack,
 )
 
-DEVICE_COMMAND = (sys.executable, "-m", "harmonia.worker.device")
+DEVICE_COMMAND = (sys.executable, "-P", "-m", "harmonia.worker.device")
 _EXIT_PATIENCE_S = 5.0
 
 _Answer = asyncio.Future[JsonObject]

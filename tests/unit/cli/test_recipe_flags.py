@@ -106,3 +106,12 @@ def test_help_lists_every_flag_with_its_type_default_and_description() -> None:
     assert "--validate-often / --no-validate-often" in text
     assert "[0.5]" in lines["--warmup.lr"]
     assert "harmonia run lesson.py -- --model ..." in text
+
+
+class Node(BaseModel):
+    name: str = "root"
+    below: "Node | None" = None
+
+
+def test_a_configuration_may_hold_itself() -> None:
+    assert parse_flags(Node, ["--name", "a", "--below.name", "b"]) == {"name": "a", "below": {"name": "b"}}

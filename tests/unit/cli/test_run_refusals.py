@@ -1,6 +1,8 @@
 """`harmonia run` with what cannot be run: each is told before a worker is started, and kept in the job's folder."""
 
+import fcntl
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -109,3 +111,19 @@ def test_help_of_a_recipe_comes_from_its_config() -> None:
 
 def test_built_in_recipes_are_listed() -> None:
     assert "sft" in run("--list").stdout
+
+
+def test_a_job_runs_once_at_a_time() -> None:
+    Path("lesson.py").write_text(TAKES_CONFIG)
+    Path("job").mkdir()
+    held = os.open("job", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    result = run("lesson.py", "--job-dir", "job")
+    assert result.exit_code == 1 and "runs already" in result.stderr and not list(Path("job").iterdir())
+    os.close(held)
+    assert "unknown flag" in run("lesson.py", "--job-dir", "job", "--", "--nothing", "3").stderr
+
+
+def test_flags_may_follow_without_a_recipe() -> None:
+    assert "which recipe?" in run("--", "--epochs", "3").stderr
+    assert "no job 'nothing'" in run("--resume", "nothing", "--", "--epochs", "3").stderr

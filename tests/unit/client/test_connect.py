@@ -176,3 +176,21 @@ def test_importing_the_client_loads_no_compute_library() -> None:
     code = "import sys, harmonia.client; print({'torch', 'transformers', 'tokenizers'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+async def test_another_event_loop_is_told_apart(model: InferenceModel) -> None:
+    def elsewhere() -> None:
+        asyncio.run(model.generate(ASK))
+
+    with pytest.raises(InvalidRequestError, match="made in another event loop"):
+        await asyncio.to_thread(elsewhere)
+    assert await model.generate(ASK)
+
+
+async def test_models_of_providers_are_refused_without_their_keys(client: HarmonyClient) -> None:
+    for describe in (client.model, client.describe):
+        with pytest.raises(InvalidRequestError, match="provider 'openai' are not supported") as caught:
+            await describe("openai://gpt?api_key=secret")  # type: ignore[misc]
+        assert "secret" not in str(caught.value)
+    with pytest.raises(InvalidRequestError, match="path of the model is empty"):
+        client.model("")

@@ -42,6 +42,18 @@ async def test_timings(model: InferenceModel) -> None:
     assert timings.spec_dec_acceptance_rate is None
 
 
+async def test_thousands_of_calls_do_not_fill_the_workers_queue(model: InferenceModel, worker: SmallWorker) -> None:
+    worker.held = (Score,)
+    scores = [asyncio.ensure_future(model.logprobs(StringThread([("user", f"{n}")]))) for n in range(2000)]
+    await worker.until(Score, 512)
+    await asyncio.sleep(0.05)
+    assert len(worker.of(Score)) == 512
+    scores[0].cancel()  # makes room, too
+    await worker.until(Score, 513)
+    worker.go_on.set()
+    assert len(await asyncio.gather(*scores[1:])) == 1999
+
+
 async def test_setters_return_copies_that_share_the_weights(model: InferenceModel, worker: SmallWorker) -> None:
     changed = model.temperature(0.0).top_p(0.9).max_gen_len(3).min_gen_len(2).tools([TOOL])
     assert type(changed) is type(model)

@@ -191,3 +191,21 @@ def test_no_torch_is_imported():
     modules = "registry, harmonia.models.source, harmonia.models.adaptive_info, harmonia.models.tokenizer_export"
     code = f"import sys, harmonia.models.{modules}; assert not {{'torch', 'transformers'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_models_are_removed(registry):
+    for key in ("runs/one", "runs/two"):
+        save(registry.path_for(key), "weights")
+    registry.remove("runs/one")
+    registry.remove("never/was")
+    assert registry.keys() == ["runs/two"]
+    assert not [path for path in registry.folder.iterdir() if path.name.startswith(".")]
+
+
+def test_checkpoints_are_not_proposed(registry):
+    for key in ("checkpoints/job/policy-33", "policy-3"):
+        save(registry.path_for(key), "weights")
+    with pytest.raises(UnknownModelError, match=r"nearest are 'policy-3'$"):
+        registry.resolve("model_registry://policy-33")
+    with pytest.raises(UnknownModelError, match="nearest are 'checkpoints/job/policy-33'"):
+        registry.resolve("model_registry://checkpoints/job/policy-34")

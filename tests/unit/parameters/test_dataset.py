@@ -91,12 +91,14 @@ async def test_a_key_needs_a_control_plane(lone_ctx: RecipeContext) -> None:
             await action
 
 
-async def test_a_file_is_checked_by_its_first_row(lone_ctx: RecipeContext, tmp_path: Path) -> None:
-    for lines in ([PROMPT, b"garbage"], [{"comment": 1}, PROMPT]):
-        await Dataset.model_validate(str(write(tmp_path, *lines))).check(lone_ctx)
+async def test_every_row_of_a_file_is_checked(
+    lone_ctx: RecipeContext, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await Dataset.model_validate(str(write(tmp_path, {"comment": 1}, PROMPT))).check(lone_ctx)
+    assert caplog.text == ""  # what is skipped is told when the data set is loaded
     file = str(write(tmp_path, PROMPT, METRIC))
     await Dataset(dataset_key="rated", feedback_key="correct", local_file_path=file).check(lone_ctx)
-    for lines, problem in (([b"garbage"], "line 1: not JSON"), ([], "no usable row")):
+    for lines, problem in (([PROMPT, b"garbage"], "line 2: not JSON"), ([], "no usable row")):
         with pytest.raises(InvalidRequestError, match=problem):
             await Dataset.model_validate(str(write(tmp_path, *lines))).check(lone_ctx)
     for path in ("none.jsonl", "\0.jsonl"):

@@ -193,8 +193,11 @@ async def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
             await read_threads(path)
 
 
-async def test_only_the_first_rows(tmp_path: Path) -> None:
-    assert len(await read_threads(write(tmp_path, PROMPT, PROMPT, b"garbage"), max_rows=2)) == 2
-    with pytest.raises(InvalidRequestError) as caught:
-        await read_threads(write(tmp_path, PROMPT, b"garbage", b"garbage"), max_rows=2)
-    assert caught.value.details["lines"] == [2]
+async def test_completions_need_an_answer(tmp_path: Path) -> None:
+    asked = {"messages": [{"role": "user", "content": "Hi"}]}
+    strange = {"messages": [*asked["messages"], {"role": "bot", "content": "Hello"}]}
+    answered = asked | {"completion": "Hello"}
+    file = write(tmp_path, answered, asked, strange)
+    with pytest.raises(InvalidRequestError, match=r"line 2: .*; line 3: .*the roles are 'user', 'bot'"):
+        await read_threads(file, (DatasetSample,))
+    assert len(await read_threads(file)) == 3

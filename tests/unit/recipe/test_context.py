@@ -132,7 +132,7 @@ async def test_a_job_whose_worker_is_not_there_fails(
 
 def test_evaluations_are_shown_and_kept_beside_the_caller(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     thread = StringThread([("user", "hi"), ("assistant", "<b>hello</b>")])
-    sample = EvalSample(EvalSampleInteraction(thread, "model_registry://tiny"), [Grade(0.5, "polite")], "greetings")
+    sample = EvalSample(EvalSampleInteraction(thread, "model_registry://tiny"), [Grade(0.5, "[/polite]")], "greetings")
     caller = tmp_path / "caller.py"
     caller.write_text("def call(f, *given):\n    f(*given)\n", encoding="utf-8")
     names: dict[str, object] = {"__name__": "caller", "__file__": str(caller)}
@@ -140,9 +140,9 @@ def test_evaluations_are_shown_and_kept_beside_the_caller(tmp_path: Path, capsys
     names["call"](RecipeContext.log_eval_result, [sample])  # type: ignore[operator]
     (folder,) = (tmp_path / "adaptive_eval_samples").iterdir()
     scores = json.loads((folder / "aggregate_scores.json").read_text(encoding="utf-8"))
-    assert scores["tiny"]["polite"]["mean"] == 0.5
+    assert scores["tiny"]["[/polite]"]["mean"] == 0.5
     said = capsys.readouterr().out
-    assert "polite" in said and str(folder / "evaluation_samples.html") in said
+    assert "[/polite]" in said and str(folder / "evaluation_samples.html") in said
 
 
 def test_checkpoint_metadata_has_its_fields() -> None:

@@ -85,6 +85,28 @@ def test_metrics_are_kept_whatever_they_are(journal: JournalJobNotifier) -> None
     assert second.metrics == {"loss": None, "note": "well", "ok": True}
 
 
+def test_numbers_of_any_kind_can_be_read_again(journal: JournalJobNotifier) -> None:
+    journal.describe("sft", {"lr": np.float32(0.5), "dims": (np.int64(2),)})
+    journal.report_progress("train", np.int64(10), 2.5)  # type: ignore[arg-type]
+    journal.report_checkpoint("c", np.int64(3), np.float32(25), {"m": "saved"}, {"share": np.float64(0.25)})  # type: ignore[arg-type]
+    state = read_journal(journal.folder)
+    assert (state.stage("train").total, state.stage("train").processed) == (10, 2)
+    assert (state.checkpoints[0].step, state.checkpoints[0].completion_percentage) == (3, 25.0)
+    assert state.config == {"lr": 0.5, "dims": [2]}
+
+
+def test_text_that_is_no_unicode_is_kept_readable(journal: JournalJobNotifier) -> None:
+    name = os.fsdecode(b"caf\xe9.jsonl")
+    journal.describe("sft", {"dataset": name})
+    journal.report_metrics("train", {"file": name})
+    journal.settle(FileNotFoundError(f"no file {name}"))
+    state = read_journal(journal.folder)
+    assert state.state == "FAILED" and state.error and state.error.message.endswith(r"no file caf\udce9.jsonl")
+    assert (
+        state.config == {"dataset": r"caf\udce9.jsonl"} == {"dataset": read_metrics(journal.folder)[0].metrics["file"]}
+    )
+
+
 def test_checkpoints_can_be_resumed_from(journal: JournalJobNotifier) -> None:
     assert read_restore_data(journal.folder) is None
     for step in (10, 20):
@@ -116,6 +138,12 @@ def test_a_job_is_continued_in_its_folder(journal: JournalJobNotifier) -> None:
     assert (state.state, state.started_at, state.stage("train").processed) == ("COMPLETED", started, 5)
     assert [checkpoint.id for checkpoint in state.checkpoints] == ["c"]
     assert [record.metrics["loss"] for record in read_metrics(journal.folder)] == [2.0, 1.0]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidRequestError, match=r"folder .*/file/j1 cannot be written: Not a directory"):
+        JournalJobNotifier(tmp_path / "file" / "j1", "j1")
 
 
 def test_folders_without_a_journal_are_named(tmp_path: Path) -> None:

@@ -80,6 +80,9 @@ async def test_failures_are_left_out_and_logged(caplog: pytest.LogCaptureFixture
     assert await async_map_fallible(Running(), [3, -2, 1]) == [30, 10]
     assert "sample 1 of 3 failed and is left out: SequenceTooLongError: -2 is too long" in caplog.text
     assert await async_map_fallible(Running(), [3, -2, 1], return_indices=True) == [(0, 30), (2, 10)]
+    caplog.clear()
+    assert await async_map_fallible(Running(), [*range(-12, 1)]) == [0]
+    assert caplog.text.count("is left out") == 10 and "12 of 13 samples failed" in caplog.text
 
 
 async def test_progress_counts_failures_too(stage: Stage) -> None:

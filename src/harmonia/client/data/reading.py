@@ -14,7 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harmonia.client.data.formats import ALL_FORMATS, DatasetPromptSample, DatasetSampleType, parse_sample
+from harmonia.client.data.formats import (
+    ALL_FORMATS,
+    DatasetPromptSample,
+    DatasetSample,
+    DatasetSampleType,
+    parse_sample,
+)
 from harmonia.client.data.rows import FEEDBACK, external_thread, internal_thread, is_external
 from harmonia.errors import InvalidRequestError
 from harmonia.log import get_logger
@@ -24,7 +30,7 @@ log = get_logger(__name__)
 
 _SHOWN_LINES = 10
 _LINES_AT_A_TIME = 500  # then the event loop may do something else
-_EXAMPLE = '{"messages": [{"role": "user", "content": "..."}], "completion": "..."}'
+_EXAMPLE = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
 
 
 class UnreadableDatasetError(InvalidRequestError, ValueError):
@@ -35,27 +41,25 @@ async def read_threads(
     file: Path,
     formats: Sequence[type[DatasetSampleType]] = ALL_FORMATS,
     feedback_key: str | None = None,
-    max_rows: int | None = None,
+    quiet: bool = False,
 ) -> list[StringThread]:
     """The conversations of a file, with weights and metadata as `rows` says.
 
-    formats: what internal rows may be; DatasetPromptSample alone also strips the answers of external rows.
-    feedback_key: the feedback to put into `metadata["res"]`. max_rows: stop after this many threads, or at the first
-    line that cannot be read.
+    formats: what internal rows may be; DatasetPromptSample alone also strips the answers of external rows, and
+    DatasetSample alone refuses rows without one. feedback_key: the feedback to put into `metadata["res"]`.
 
     UnreadableDatasetError names every line that cannot be read, a file without a usable row, and a feedback that no row
-    has. Rows without a conversation are skipped; the log says which.
+    has. Rows without a conversation are skipped; the log says which, unless `quiet`.
     """
     rows = _Rows(file.name, tuple(formats), feedback_key)
     for count, (number, line) in enumerate(_lines(file), 1):
         await rows.add(number, line)
-        if max_rows is not None and (rows.problems or len(rows.threads) >= max_rows):
-            rows.check()
-            return rows.threads
         if count % _LINES_AT_A_TIME == 0:
             await asyncio.sleep(0)
     rows.check()
     rows.check_whole()
+    if not quiet:
+        rows.tell()
     return rows.threads
 
 
@@ -106,7 +110,16 @@ class _Rows:
             self.is_internal = self._decide(row)
         if self.is_internal:
             return await internal_thread(self._parse(row), self.feedback_key)
-        return await external_thread(row, self._only_prompts, self.feedback_key) if is_external(row) else None
+        if not is_external(row):
+            return None
+        thread = await external_thread(row, self._only_prompts, self.feedback_key)
+        if self.formats == (DatasetSample,) and not any(thread.get_turn_weights()):
+            roles = ", ".join(repr(turn.role) for turn in thread.get_turns())
+            raise InvalidRequestError(
+                f"there is no answer to learn: the roles are {roles}; an answer is a turn of the role 'assistant', or "
+                "the row's 'completion'"
+            )
+        return thread
 
     @property
     def _only_prompts(self) -> bool:
@@ -136,12 +149,15 @@ class _Rows:
             raise UnreadableDatasetError(f"{self.name} {message}", lines=list(self.problems))
 
     def check_whole(self) -> None:
-        """Complain of a file that is of no use as a whole, and tell of rows that are not."""
+        """Complain of a file that is of no use as a whole."""
         if not self.threads:
             why = f"none of its {len(self.skipped)} rows has a conversation" if self.skipped else "it is empty"
             raise UnreadableDatasetError(f"{self.name} has no usable row: {why}; write one object per line: {_EXAMPLE}")
         if self.without_feedback == len(self.threads) and not self._only_prompts:
             raise UnreadableDatasetError(f"no row of {self.name} has the feedback {self.feedback_key!r}")
+
+    def tell(self) -> None:
+        """Log which rows are of no use."""
         if self.without_feedback:
             log.warning("%s: %d rows lack the feedback %r", self.name, self.without_feedback, self.feedback_key)
         if self.skipped:

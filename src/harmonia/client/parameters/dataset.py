@@ -76,14 +76,14 @@ class Dataset(BaseModel, Generic[KindT]):
         return await self._read(file)
 
     async def check(self, ctx: RecipeContext) -> None:
-        """InvalidRequestError unless the data set exists; of a local file the first row must be readable."""
+        """InvalidRequestError unless the data set exists; of a local file every row must be readable."""
         if ctx.control_plane is None:
-            await self._read(self._local_file(), max_rows=1)
+            await self._read(self._local_file(), quiet=True)
         else:
             await ctx.control_plane.get_dataset_config(self.dataset_key)
 
-    async def _read(self, file: Path, max_rows: int | None = None) -> list[StringThread]:
-        return await read_threads(file, self._kind().formats, self.feedback_key, max_rows)
+    async def _read(self, file: Path, *, quiet: bool = False) -> list[StringThread]:
+        return await read_threads(file, self._kind().formats, self.feedback_key, quiet)
 
     def _local_file(self) -> Path:
         if self.local_file_path is None:

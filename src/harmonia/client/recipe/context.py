@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from harmonia.client.connect import HarmonyClient, get_client
@@ -113,7 +114,7 @@ class RecipeContext:
         headers, rows = score_table(eval_samples).export()
         shown = RichTable(*headers)
         for row in rows:
-            shown.add_row(*row)
+            shown.add_row(*map(escape, row))
         folder = save_detailed_eval_table(eval_samples)
         console = Console()
         console.print(shown)

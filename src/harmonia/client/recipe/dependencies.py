@@ -150,7 +150,7 @@ def _toml(file: Path, text: str) -> dict[str, Any]:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequestError(f"{file} cannot be read: {error}") from error
 

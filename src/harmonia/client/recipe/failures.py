@@ -30,4 +30,6 @@ def _prune(report: TracebackException | None, seen: set[int]) -> None:
 
 
 def _is_machinery(file: Path) -> bool:
+    if str(file).startswith("<frozen importlib"):
+        return True
     return not file.is_relative_to(_RECIPES) and any(file.is_relative_to(folder) for folder in _MACHINERY)

@@ -113,6 +113,6 @@ def _shown(value: object) -> str:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequestError(f"user_input_file {str(file)!r} cannot be read: {error}") from error

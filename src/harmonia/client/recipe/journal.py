@@ -30,6 +30,7 @@ from harmonia.client.recipe.journal_state import (
 )
 from harmonia.client.recipe.notifiers import Artifact, ForwardingStage, JobNotifier, Metric, clamp_processed
 from harmonia.client.table import Table
+from harmonia.errors import InvalidRequestError
 from harmonia.log import get_logger
 
 __all__ = ["JobState", "JournalJobNotifier", "MetricsRecord", "read_journal", "read_metrics", "read_restore_data"]
@@ -48,7 +49,7 @@ class JournalJobNotifier(JobNotifier):
         super().__init__(job_id)
         self.folder = folder
         self._on_change = on_change
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         _drop_torn_line(folder / METRICS_FILE)
         before = read_journal(folder) if (folder / STATE_FILE).exists() else JobState(job_id=job_id)
         self.state = before
@@ -60,7 +61,7 @@ class JournalJobNotifier(JobNotifier):
 
     def register_stages(self, stages: Sequence[str]) -> None:
         """Name the stages of the job, in order; those that were known keep their progress."""
-        self.stages = list(stages)
+        self.stages = [str(stage) for stage in stages]
         self._update(stages=tuple(self.state.stage(name) for name in self.stages))
 
     def stage_notifier(self, stage: str) -> ForwardingStage:
@@ -77,14 +78,14 @@ class JournalJobNotifier(JobNotifier):
     ) -> None:
         """Keep how far a stage is."""
         before = self.state.stage(stage)
-        total = before.total if tot_num_samples is None else tot_num_samples
-        processed = before.processed if processed_num_samples is None else processed_num_samples
+        total = before.total if tot_num_samples is None else int(tot_num_samples)
+        processed = before.processed if processed_num_samples is None else int(processed_num_samples)
         after = StageState(
             name=stage,
             total=total,
             processed=clamp_processed(stage, total, processed),
-            monitoring_link=monitoring_link or before.monitoring_link,
-            checkpoints=before.checkpoints if checkpoints is None else tuple(checkpoints),
+            monitoring_link=str(monitoring_link) if monitoring_link else before.monitoring_link,
+            checkpoints=before.checkpoints if checkpoints is None else tuple(map(str, checkpoints)),
         )
         if stage not in self.stages:
             self.register_stages([*self.stages, stage])
@@ -92,7 +93,7 @@ class JournalJobNotifier(JobNotifier):
 
     def set_monitoring_link(self, monitoring_link: str) -> None:
         """Keep where the job's curves can be seen."""
-        self._update(monitoring_link=monitoring_link)
+        self._update(monitoring_link=str(monitoring_link))
 
     def report_checkpoint(
         self,
@@ -107,11 +108,11 @@ class JournalJobNotifier(JobNotifier):
         file = None
         if user_data is not None:
             file = f"{CHECKPOINTS}/{_file_name(checkpoint_id)}.json"
-            _write_whole(self.folder / file, msgspec.json.encode(user_data))
+            _write_whole(self.folder / file, _json(_plain(user_data)))
         checkpoint = CheckpointState(
             id=checkpoint_id,
-            step=step,
-            completion_percentage=completion_percentage,
+            step=int(step),
+            completion_percentage=float(completion_percentage),
             models=dict(model_checkpoint_names or {}),
             stage=stage_name,
             file=file,
@@ -122,11 +123,11 @@ class JournalJobNotifier(JobNotifier):
         """Append a record."""
         plain = {name: _plain(value) for name, value in metrics.items()}
         with (self.folder / METRICS_FILE).open("ab") as file:
-            file.write(msgspec.json.encode(MetricsRecord(_now(), stage, plain)) + b"\n")
+            file.write(_json(MetricsRecord(_now(), stage, plain)) + b"\n")
 
     def describe(self, recipe: str, config: Mapping[str, Any]) -> None:
         """Keep what runs and with which input."""
-        self._update(recipe=recipe, config=dict(config))
+        self._update(recipe=recipe, config=_plain(config))
 
     # ----------------------------------------------------------------------------------------------- life
 
@@ -178,7 +179,7 @@ class JournalJobNotifier(JobNotifier):
 
     def _update(self, **changes: Any) -> None:
         self.state = replace(self.state, **changes)
-        _write_whole(self.folder / STATE_FILE, msgspec.json.format(msgspec.json.encode(self.state)))
+        _write_whole(self.folder / STATE_FILE, msgspec.json.format(_json(self.state)))
         if self._on_change is not None:
             self._on_change(self.state)
 
@@ -187,11 +188,20 @@ def _now() -> str:
     return datetime.now(UTC).isoformat()
 
 
+def _json(value: object) -> bytes:
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:  # half a character, as in the name of a file that is not UTF-8
+        return msgspec.json.encode(_plain(msgspec.to_builtins(value)))
+
+
 def _plain(value: object) -> Any:
     """A value as JSON has it; numpy's numbers are numbers, and what JSON does not know becomes text."""
     match value:
-        case None | bool() | str():
+        case None | bool():
             return value
+        case str():
+            return value.encode("utf-8", "backslashreplace").decode()
         case Integral():
             return int(value)
         case Real():
@@ -200,10 +210,18 @@ def _plain(value: object) -> Any:
             headers, rows = value.export()
             return {"headers": headers, "rows": rows}
         case Mapping():
-            return {str(key): _plain(item) for key, item in value.items()}
+            return {_plain(str(key)): _plain(item) for key, item in value.items()}
         case list() | tuple() | set() | frozenset():
             return [_plain(item) for item in value]
     return str(value)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f".{STATE_FILE}.part").touch()
+    except OSError as error:
+        raise InvalidRequestError(f"the job's folder {folder} cannot be written: {error.strerror}") from error
 
 
 def _file_name(text: str) -> str:

@@ -48,8 +48,9 @@ class Recipe:
         """What a function wants, by its annotations.
 
         InvalidRequestError for a parameter that nobody would fill: one that has no default and is neither a
-        `RecipeContext` nor an `InputConfig`, or a second one of the same.
+        `RecipeContext` nor an `InputConfig`, or a second one of the same; and for a function that yields.
         """
+        _check_returns(function)
         found: dict[type, tuple[str, type]] = {}
         hints = _hints(function)
         for parameter in inspect.signature(function).parameters.values():
@@ -124,6 +125,11 @@ def import_recipe(path: Path | str, entrypoint: str = "main.py") -> ModuleType:
         return _import(_package(root, run_init=given.is_dir()), file)
     except (ImportError, SyntaxError) as error:
         raise InvalidRequestError(f"recipe {file} cannot be imported: {type(error).__name__}: {error}") from error
+    except SystemExit as error:
+        raise InvalidRequestError(
+            f"recipe {file} ends the program while it is imported (exit code {error.code!r}); whatever shall run "
+            "belongs into the function with @recipe_main"
+        ) from error
 
 
 def _package(root: Path, *, run_init: bool) -> ModuleType:
@@ -184,11 +190,18 @@ def _modules_below(folder: Path) -> set[str]:
 def _hints(function: RecipeFunction) -> dict[str, Any]:
     try:
         return typing.get_type_hints(function)
-    except NameError as error:
+    except (NameError, AttributeError, SyntaxError) as error:
         raise InvalidRequestError(
             f"an annotation of {function.__name__}() cannot be resolved: {error}; import what it names at the top of "
             "the file, not under TYPE_CHECKING"
         ) from error
+
+
+def _check_returns(function: RecipeFunction) -> None:
+    if not hasattr(function, "__name__"):
+        raise InvalidRequestError(f"@recipe_main belongs above a function, not on {function!r}")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise InvalidRequestError(f"{function.__name__}() has a `yield`, so calling it runs nothing; use `return`")
 
 
 def _check_optional(function: RecipeFunction, parameter: inspect.Parameter) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from harmonia import log as logs
 from harmonia.client.recipe.config import RunnerArgs
 from harmonia.client.recipe.context import RecipeContext
+from harmonia.client.recipe.current import running
 from harmonia.client.recipe.dependencies import INSTALL_TIMEOUT_SECS, script_requirements, use_dependencies
 from harmonia.client.recipe.inputs import Checkable, check_config, read_input, validate_input
 from harmonia.client.recipe.loading import Recipe, RecipeFunction, import_recipe, load_recipe, recipe_functions
@@ -62,11 +63,13 @@ async def run_recipe(
                 "annotated with a subclass of InputConfig, or leave them out"
             )
         ctx.job.describe(recipe.name, {})
-        return await recipe(ctx, None)
+        with running(ctx):
+            return await recipe(ctx, None)
     config = validate_input(recipe.config_class, given)
     ctx.job.describe(recipe.name, config.model_dump(mode="json", fallback=str))
     await check_config(config, ctx)
-    return await recipe(ctx, config)
+    with running(ctx):
+        return await recipe(ctx, config)
 
 
 # ----------------------------------------------------------------------- launched by a platform; published names

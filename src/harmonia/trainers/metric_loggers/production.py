@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from harmonia.client.recipe.current import running_context
 from harmonia.trainers.metric_loggers.base import Logger
 from harmonia.trainers.metric_loggers.composite import CompositeLogger
 from harmonia.trainers.metric_loggers.job import JobLogger
@@ -34,6 +35,12 @@ def get_prod_logger(ctx: RecipeContext | None = None) -> Logger:
     if logger is None and ctx.job.shows_metrics:
         return JobLogger(ctx.job)
     return CompositeLogger(logger or StdoutLogger(), JobLogger(ctx.job))
+
+
+def default_logger() -> Logger:
+    """`get_prod_logger` of the recipe that runs; outside of one, standard output."""
+    ctx = running_context()
+    return StdoutLogger() if ctx is None else get_prod_logger(ctx)
 
 
 def _named_by_environment(project: str, run: str) -> Logger | None:
