@@ -112,6 +112,10 @@ class HarmonyClient:
         self._id = secrets.token_hex(8)
         self._closing: asyncio.Future[None] | None = None
 
+    def __repr__(self) -> str:
+        state = "closed" if self._closing else "connected"
+        return f"HarmonyClient({state}, models: {', '.join(sorted(self._session.owned)) or 'none'})"
+
     def model(self, path: str, kv_cache_len: int | None = None, tokens_to_generate: int = 2048) -> ModelBuilder:
         """Describe a model to spawn.
 

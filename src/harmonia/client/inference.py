@@ -96,6 +96,11 @@ class InferenceModel:
         self._settings = settings
         self._builder_args = builder_args
 
+    def __repr__(self) -> str:
+        info = self._instance.info
+        kind = " ".join(word for word, is_so in (("scoring", info.is_scalar), ("adapter", info.is_adapter)) if is_so)
+        return f"{type(self).__name__}({info.name!r}, {kind or 'model'} on {info.backbone})"
+
     # ------------------------------------------------------------------------------------------------ settings
 
     def is_scalar(self) -> bool:

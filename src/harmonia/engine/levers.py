@@ -49,7 +49,7 @@ def _cache(plan: Plan, replan: Replan) -> Iterator[str]:
     least = max(MIN_CACHE_LEN, plan.config.max_seq_len or 0)
     best = _largest(least // block, wanted // block - 1, lambda blocks: replan(with_length(blocks * block)).memory.fits)
     if best:
-        yield f"--kv-cache-len {best * block} fits"
+        yield f"kv_cache_len {best * block} fits"
 
 
 def _batch(plan: Plan, replan: Replan) -> Iterator[str]:
@@ -60,7 +60,7 @@ def _batch(plan: Plan, replan: Replan) -> Iterator[str]:
     step = _BATCH_STEP if largest > _BATCH_STEP else 1
     best = _largest(1, (largest - 1) // step, lambda count: replan(with_batch(count * step)).memory.fits)
     if best:
-        yield f"max_batch_size {best * step} (--max-batch-size) fits"
+        yield f"max_batch_size {best * step} fits"
 
 
 def _limited(need: InstanceNeed, tokens: int) -> InstanceNeed:
@@ -86,7 +86,7 @@ def _adapter(plan: Plan, replan: Replan) -> Iterator[str]:
 
     best = _largest(1, largest - 1, lambda rank: replan(with_rank(rank)).memory.fits)
     if best:
-        yield f"adapter rank {best} (--adapter-rank) fits"
+        yield f"adapter rank {best} fits"
 
 
 def _others(plan: Plan, replan: Replan) -> Iterator[str]:
@@ -98,10 +98,10 @@ def _others(plan: Plan, replan: Replan) -> Iterator[str]:
         if precision == "int8" and is_full:
             continue
         changed = msgspec.structs.replace(config, precision=precision)
-        yield from _verdict(f"--precision {precision}", plan, replan(Change(changed)))
+        yield from _verdict(f"precision {precision}", plan, replan(Change(changed)))
     if config.max_adapters and config.adapter_rank_budget:
         changed = msgspec.structs.replace(config, max_adapters=0)
-        yield from _verdict("--max-adapters 0", plan, replan(Change(changed)))
+        yield from _verdict("max_adapters 0", plan, replan(Change(changed)))
 
 
 def _verdict(lever: str, plan: Plan, changed: Plan) -> Iterator[str]:

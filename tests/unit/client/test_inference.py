@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from harmonia.client import HarmonyClient, InferenceModel, StringThread, Timings, TokenizedThread
+from harmonia.client import HarmonyClient, InferenceModel, StringThread, Timings, TokenizedThread, TrainingModel
 from harmonia.errors import InvalidRequestError
 from harmonia.protocol.instances import Score
 from harmonia.protocol.messages import Cancel, Generate, ThreadPrompt
@@ -152,3 +152,10 @@ async def test_threads_of_another_kind_are_type_errors(model: InferenceModel) ->
         with pytest.raises(TypeError, match="StringThread"):
             await model.generate(thread)  # type: ignore[arg-type]
     assert isinstance(await model.generate_tokens(ASK), TokenizedThread)
+
+
+async def test_models_and_clients_say_what_they_are(client: HarmonyClient, policy: TrainingModel) -> None:
+    assert repr(policy).startswith("TrainingModel('policy', adapter on ")
+    assert repr(client) == "HarmonyClient(connected, models: policy)"
+    await client.close()
+    assert "closed" in repr(client)

@@ -63,7 +63,7 @@ def test_a_cache_too_large_is_refused_with_a_lever_that_works() -> None:
     plan = make_plan("m", BIG, config(kv_cache_len=50_000_000))
     with pytest.raises(InsufficientMemoryError) as refused:
         plan.memory.require()
-    lever = re.search(r"--kv-cache-len (\d+) fits", refused.value.message)
+    lever = re.search(r"kv_cache_len (\d+) fits", refused.value.message)
     assert lever
     assert make_plan("m", BIG, config(kv_cache_len=int(lever[1]))).memory.fits
     assert {row["name"] for row in refused.value.details["rows"]} >= {"key/value cache", "weights: layers"}
