@@ -25,7 +25,7 @@ def test_plan_that_does_not_fit_names_the_levers_and_fails(tiny: Path) -> None:
     shown = run("harmonia.cli", "plan", str(tiny), "--kv-cache-len", "2000000000", "--dtype", "f32")
     assert shown.returncode == 1
     assert "It does not fit" in shown.stdout
-    assert "--kv-cache-len" in shown.stdout
+    assert "kv_cache_len" in shown.stdout
 
 
 @pytest.mark.parametrize(
