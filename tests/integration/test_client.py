@@ -204,6 +204,10 @@ async def test_observers_see_every_step(policy: TrainingModel, client: HarmonyCl
     ((name, metrics),) = seen
     tokens = (await policy.tokenize_thread(LESSON)).token_ids
     assert (name, metrics["loss"], metrics["num_input_tokens"]) == ("policy", loss, 4 * len(tokens))
+    assert (metrics["optim_step"], metrics["per_token"]) == (1, 1)
+    await policy.train_dpo(LESSON, WORSE, -5.0, -5.0, 0.1)
+    await policy.optim_step(0.01)
+    assert [(told["optim_step"], told["per_token"]) for _, told in seen] == [(1, 1), (2, 0)]
 
 
 async def test_a_draft_must_share_the_tokenizer(client: HarmonyClient, tiny: Path, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_sft_learns_validates_and_saves(tmp_path: Path, tiny: Path, rows: Path) 
     config = {"model_to_train": str(tiny), "dataset": rows.name, "epochs": 9, "samples_per_batch": 8}
     (tmp_path / "config.json").write_text(json.dumps(config))
     flags = ["--output-model-key", "lessons/blue", "--epochs", "3", "--learning-rate", "0.01", "--run-validation"]
-    run, code = finished(tmp_path, "sft", "--config", "config.json", "--", *flags, "--max-sequence-length", "256")
+    run, code = finished(tmp_path, "sft", *flags, "--config", "config.json", "--max-sequence-length", "256")
     assert code == 0, run.output
     job = run.job
     assert (job.state, job.recipe, job.config["epochs"], job.config["adapter"]) == ("COMPLETED", "sft", 3, True)
@@ -140,6 +140,11 @@ def test_sft_learns_validates_and_saves(tmp_path: Path, tiny: Path, rows: Path) 
     assert (run.job_folder / "loss.png").stat().st_size > 1000
     assert re.search(r"completed after \d\d:\d\d", run.output) and "model_registry://lessons/blue" in run.output
     assert "tokens/s" in run.output and "━━ val/loss" in run.output
+    trained, validated = (re.search(rf"  {what} (\S+) to (\S+)", run.output) for what in (".*loss", "val/loss"))
+    # Both per token, so that they can be compared.
+    assert trained and validated and abs(float(trained[1]) - float(validated[1])) < 1 and "per token" in trained.string
+    assert f"serve it: harmonia serve {tiny} --adapter blue=model_registry://lessons/blue" in run.output
+    assert run.saved() == ["lessons%2Fblue"]
     dropped = train_records[-1]["num_dropped_samples"]
     assert dropped >= 1 and f"{dropped} sample" in run.output and "the log says why" in run.output
 
@@ -201,20 +206,26 @@ def with_patience(run: Run) -> None:
 def test_a_canceled_job_is_resumed_at_its_checkpoint(tmp_path: Path, tiny: Path, rows: Path) -> None:
     flags = ["--model-to-train", str(tiny), "--dataset", rows.name, "--output-model-key", "late"]
     with started(tmp_path, "sft", "--", *flags, "--epochs", "60", "--samples-per-batch", "8") as run:
-        run.wait_for("model: step")
+        run.wait_for(": step ")
         while not run.job.checkpoints:
             assert run.process.poll() is None
         run.process.send_signal(signal.SIGINT)
         assert run.wait() == 130, run.output
     before = run.job
     assert before.state == "CANCELED" and "late" not in run.saved()
-    resumed, code = finished(tmp_path, "--resume", before.job_id[-6:])
+    checkpoint = f"checkpoints%2F{before.job_id}%2Fcheckpoint-"
+    assert [name.rstrip("0123456789") for name in run.saved()] == [checkpoint]
+    short = re.search(r"continue: harmonia run --resume (\S+)", run.output)
+    assert short and before.job_id.startswith(short[1])
+    failed, code = finished(tmp_path, "--resume", short[1], "--samples-per-batch", "4")
+    assert code == 1 and "differ" in failed.output and failed.job.config == before.config
+    resumed, code = finished(tmp_path, "--resume", short[1])
     assert code == 0, resumed.output
     after = resumed.job
     assert (after.state, after.job_id, after.started_at) == ("COMPLETED", before.job_id, before.started_at)
     steps = [record.metrics["model"] for record in read_metrics(resumed.job_folder) if record.stage == "optim_step"]
-    assert 180 <= len(steps) < 360 and "late" in resumed.saved()
-    assert int(re.search(r"model: (\d+) steps", resumed.output)[1]) < 180  # type: ignore[index]
+    assert 180 <= len(steps) < 360 and resumed.saved() == ["late"] and len(set(steps)) == 1
+    assert f"sft-{before.job_id[-6:]}: 180 steps" in resumed.output and " step 180," in resumed.output
 
 
 def test_a_recipe_that_raises_keeps_what_it_made(tmp_path: Path, tiny: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -12,9 +14,30 @@ from rich.text import Text
 Points = Sequence[tuple[float, float]]
 Series = Mapping[str, Points]
 
+PER_TOKEN = " per token"
+
+_VALIDATION = re.compile(r"(^|[^a-z])(e?val(?!ue)[a-z]*)([^a-z]|$)", re.IGNORECASE)
+
 _COLOURS = (6, 3, 2, 5, 1, 4)  # of the terminal's palette, which plotext and rich number alike
 _WIDEST, _HEIGHT, _TICKS = 100, 16, 5
 _PNG_INCHES, _PNG_DPI = (8.0, 4.5), 120
+
+
+def is_validation(name: str) -> bool:
+    """Whether a metric is the loss of a validation, such as `val/loss`; that of a value model is none."""
+    prefix, _, last = name.rpartition("/")
+    return last == "loss" and _VALIDATION.search(prefix) is not None
+
+
+def loss_of_step(metrics: Mapping[str, Any]) -> tuple[float | None, str]:
+    """The loss that an `optim_step` told, and its unit: per token, as validations have it, unless it is one of whole
+    samples or pairs, or their number is not known."""
+    loss, samples, tokens = (metrics.get(name) for name in ("loss", "num_samples", "num_tokens"))
+    if not isinstance(loss, int | float):
+        return None, ""
+    if not samples or not tokens or not metrics.get("per_token", 1):
+        return float(loss), ""
+    return loss * samples / tokens, PER_TOKEN
 
 
 def print_curve(console: Console, series: Series, title: str) -> None:

@@ -21,7 +21,12 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from harmonia.cli.curves import is_validation, loss_of_step
+from harmonia.client.table import Table as LoggedTable
+from harmonia.trainers.metric_loggers.stdout import first_rows
+
 DROPPED = "num_dropped_samples"
+_LOADING = "loading"
 _LINE_EVERY_S = 1.0
 _REFRESHES_PER_S = 4
 _BAR_WIDTH = 32
@@ -61,8 +66,10 @@ class Training:
     """What the steps of one model in training tell."""
 
     steps: int = 0
-    first_loss: float | None = None
+    """Done, by earlier runs of the job as well."""
     loss: float | None = None
+    unit: str = ""
+    """Of the loss, as it is written after the number."""
     grad_norm: float | None = None
     num_tokens: int = 0
     recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_RATE_OVER_STEPS + 1))
@@ -76,16 +83,11 @@ class Training:
         tokens = sum(tokens for _, tokens in list(self.recent)[1:])
         return tokens / max(self.recent[-1][0] - self.recent[0][0], 1e-9)
 
-    @property
-    def has_losses(self) -> bool:
-        """Whether its steps tell a loss."""
-        return self.first_loss is not None and self.loss is not None
-
     def take(self, metrics: Mapping[str, float], now_s: float) -> None:
-        """Count one more step, given what `optim_step` returned."""
-        self.steps += 1
-        self.loss, self.grad_norm = metrics.get("loss"), metrics.get("grad_norm")
-        self.first_loss = self.loss if self.first_loss is None else self.first_loss
+        """Note one more step, given what `optim_step` returned and how many steps are done."""
+        self.steps = int(metrics.get("optim_step", self.steps + 1))
+        self.loss, self.unit = loss_of_step(metrics)
+        self.grad_norm = metrics.get("grad_norm")
         tokens = int(metrics.get("num_input_tokens", metrics.get("num_tokens", 0)))
         self.num_tokens += tokens
         self.recent.append((now_s, tokens))
@@ -93,7 +95,7 @@ class Training:
     def __str__(self) -> str:
         parts = [f"step {self.steps}"]
         if self.loss is not None:
-            parts.append(f"loss {self.loss:.4g}")
+            parts.append(f"loss {self.loss:.4g}{self.unit}")
         if self.grad_norm is not None:
             parts.append(f"grad norm {self.grad_norm:.3g}")
         if self.tokens_per_s is not None:
@@ -108,6 +110,8 @@ class Display:
         """console: where to show it; when that is no terminal, a line a second at most, and only if something moved."""
         self.stages: dict[str, Stage] = {}
         self.trainings: dict[str, Training] = {}
+        self.validations: dict[str, float] = {}
+        """The newest loss of each validation that the recipe logs."""
         self.dropped = 0
         self.phase = ""
         self._console = console
@@ -135,6 +139,11 @@ class Display:
         """Name what the job is doing; shown until the next name, or an empty one."""
         self.phase = phase
 
+    def spawn(self, model: str, share: float) -> None:
+        """Note how much of a model is made, 0 to 1."""
+        if not self.phase or self.phase.startswith(_LOADING):
+            self.begin(f"{_LOADING} {model} {share * 100:.0f} %" if share < 1 else "")
+
     def stage(self, name: str, processed: int, total: int) -> None:
         """Note the progress of a stage."""
         with self._lock:
@@ -146,10 +155,15 @@ class Display:
             self.trainings.setdefault(model, Training()).take(metrics, self._clock())
 
     def record(self, metrics: Mapping[str, object]) -> None:
-        """Note a record of metrics that the recipe logged."""
-        dropped = metrics.get(DROPPED)
-        if isinstance(dropped, int | float):
-            self.dropped = int(dropped)
+        """Note a record of metrics that the recipe logged, and print its tables."""
+        with self._lock:
+            numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+            self.dropped = int(numbers.get(DROPPED, self.dropped))
+            self.validations |= {name: value for name, value in numbers.items() if is_validation(name)}
+        # Without the lock, which the moving part wants while the console prints.
+        for name, table in metrics.items():
+            if isinstance(table, LoggedTable):
+                self._console.print(first_rows(name, table))
 
     # ------------------------------------------------------------------------------------------------------- showing
 
@@ -200,6 +214,7 @@ class Display:
         with self._lock:
             stages = [f"{name} {at.processed}/{at.total}" for name, at in self.stages.items() if at.processed]
             trainings = [f"{name}: {training}" for name, training in self.trainings.items()]
+            trainings += [f"{name} {loss:.4g}" for name, loss in self.validations.items()]
         parts = (stages[-1:] or ([self.phase] if self.phase else [])) + trainings
         if self.dropped:
             parts.append(self.dropped_samples)
@@ -213,6 +228,7 @@ class Display:
                 rows.append(self._bars())
             for name, training in self.trainings.items():
                 rows.append(Text.from_markup(f"[cyan]{escape(name)}[/cyan] {escape(str(training))}"))
+            rows += [Text(f"{name} {loss:.4g}") for name, loss in self.validations.items()]
         if self.dropped:
             rows.append(Text(self.dropped_samples, style="yellow"))
         return Group(*rows)

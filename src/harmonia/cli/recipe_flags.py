@@ -20,6 +20,7 @@ Schema = Mapping[str, Any]
 _VARIANT = "union_variant"
 _MISSING = object()
 _DEEPEST = 4
+_OTHERS = "(`harmonia run --help` shows the options of `harmonia run` itself)"
 _METAVARS = {"integer": "INTEGER", "number": "NUMBER", "boolean": "BOOLEAN", "string": "TEXT"}
 
 
@@ -61,7 +62,7 @@ class Flag:
             return f"--{self.name} / --{'.'.join([*parents, f'no-{last}'])}"
         kinds = dict.fromkeys(_METAVARS.get(schema.get("type", ""), "JSON") for schema in self.schemas)
         shown = "|".join(str(choice) for choice in self.choices) or "|".join(kinds)
-        return f"--{self.name} {shown}{' ...' if self.is_list else ''}"
+        return f"--{self.name} {shown}{' (repeat for more)' if self.is_list else ''}"
 
 
 def flags_of(config: type[BaseModel]) -> list[Flag]:
@@ -91,6 +92,11 @@ def parse_flags(config: type[BaseModel] | None, argv: Sequence[str]) -> dict[str
         if negated and has_value:
             raise InvalidRequestError(f"--{name} takes no value", field=flag.name)
         if flag.is_switch and not has_value:
+            if rest and not rest[0].startswith("--"):
+                raise InvalidRequestError(
+                    f"--{name} takes no value, got {rest[0]!r}; give {flag.usage.replace(' / ', ' or ')}",
+                    field=flag.name,
+                )
             _store(values, flag, not negated)
             continue
         if not has_value:
@@ -126,7 +132,7 @@ def print_help(console: Console, recipe: str, summary: str, config: type[BaseMod
         words = ". ".join(part.rstrip(".") for part in (flag.title, flag.description) if part)
         table.add_row(f"[cyan]{escape(flag.usage)}[/cyan]", f"{escape(words)} {mark}".strip())
     console.print(table)
-    console.print(f"\n[dim]harmonia run {escape(recipe)} -- {escape(_example(flags))}[/dim]", soft_wrap=True)
+    console.print(f"\n[dim]harmonia run {escape(recipe)} {escape(_example(flags))}[/dim]", soft_wrap=True)
 
 
 # --------------------------------------------------------------------------------------------------- from the schema
@@ -212,10 +218,10 @@ def _find(known: Mapping[str, Flag], name: str) -> tuple[Flag, bool]:
     if last.startswith("no-") and positive is not None and positive.is_switch:
         return positive, True
     if not known:
-        raise InvalidRequestError(f"unknown flag --{name}: this recipe takes no parameters", field=name)
+        raise InvalidRequestError(f"unknown flag --{name}: this recipe takes no parameters; {_OTHERS}", field=name)
     near = difflib.get_close_matches(name, known, 1)
     meant = f"did you mean --{near[0]}?" if near else "`-- --help` lists the flags of this recipe"
-    raise InvalidRequestError(f"unknown flag --{name}; {meant}", field=name)
+    raise InvalidRequestError(f"unknown flag --{name}; {meant} {_OTHERS}", field=name)
 
 
 def _store(values: dict[str, Any], flag: Flag, value: object) -> None:

@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,11 +37,17 @@ from harmonia.client.recipe.notifiers import Metric
 from harmonia.config import WorkerConfig
 from harmonia.errors import InvalidRequestError, UnavailableError
 from harmonia.fleet import LocalFleet
+from harmonia.log import get_logger
 from harmonia.models.atomic import remove_abandoned
+from harmonia.models.registry import ModelRegistry
 from harmonia.protocol.fleet import WorkerState
+
+log = get_logger(__name__)
 
 ENTRYPOINT = "main.py"
 INTERRUPTED = 130
+_LOOKING_S = 0.1
+"""For longer than that `harmonia jobs` does not hold a folder to see whether it is held."""
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ROUTINE = re.compile(r"^\S+ +(DEBUG|INFO) ")
 
@@ -76,9 +83,33 @@ class Journal(JournalJobNotifier):
 
     def __init__(self, order: Order, display: Display) -> None:
         self._display = display
+        self._is_resumed = order.resumed is not None
+        self._described: tuple[str, Mapping[str, Any]] | None = None
+        self._registry = ModelRegistry(order.worker.registry_folder()) if order.address is None else None
         super().__init__(order.folder, order.job_id, self._show)
         if order.resumed is None:
             self.describe(order.name, {})
+
+    def describe(self, recipe: str, config: Mapping[str, Any]) -> None:
+        """Keep what runs and with which input: of a job that is resumed only once it has really gone on, since an
+        input that its checkpoint refuses must not be what the next attempt begins with."""
+        self._described = (recipe, config)
+        if not self._is_resumed:
+            self._keep_description()
+
+    def report_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Keep a checkpoint, and remove the models of those before it from the registry."""
+        super().report_checkpoint(*args, **kwargs)
+        self._keep_description()
+        resumable = [checkpoint for checkpoint in self.state.checkpoints if checkpoint.file]
+        newest = (self.state.checkpoints[-1], *resumable[-1:])
+        self._remove_checkpoints({key for checkpoint in newest for key in checkpoint.models.values()})
+
+    def complete(self) -> None:
+        """COMPLETED, which leaves no use for checkpoints."""
+        self._keep_description()
+        super().complete()
+        self._remove_checkpoints(set())
 
     def report_metrics(self, stage: str, metrics: Mapping[str, Metric]) -> None:
         """Append a record, and show what of it is shown."""
@@ -87,12 +118,32 @@ class Journal(JournalJobNotifier):
 
     def step(self, model: str, metrics: Mapping[str, float]) -> None:
         """Keep and show a step of the optimizer, of recipes that log nothing as well."""
-        self._display.step(model, metrics)
+        self._keep_description()
         super().report_metrics(OPTIM_STEP, {"model": model, **metrics})
+        self._display.step(model, metrics)
 
     def _show(self, state: JobState) -> None:
         for stage in state.stages:
             self._display.stage(stage.name, stage.processed or 0, stage.total or 0)
+
+    def _keep_description(self) -> None:
+        described, self._described = self._described, None
+        if described is not None:
+            super().describe(*described)
+
+    def _remove_checkpoints(self, kept: set[str]) -> None:
+        """Remove the models of this job's checkpoints, where the registry is that of a worker that was started here."""
+        if self._registry is None:
+            return
+        own = f"checkpoints/{self.job_id}/"  # a recipe that reports a checkpoint itself may name models to be kept
+        keys = {key for checkpoint in self.state.checkpoints for key in checkpoint.models.values()}
+        for key in sorted(keys - kept):
+            if not key.startswith(own):
+                continue
+            try:
+                self._registry.remove(key)
+            except OSError as error:
+                log.warning("checkpoint %s cannot be removed: %s", key, error)
 
 
 def run_job(order: Order, display: Display) -> tuple[JobState, BaseException | None]:
@@ -125,11 +176,18 @@ def _alone(folder: Path) -> Iterator[None]:
         if folder.is_dir():
             descriptor = os.open(folder, os.O_RDONLY)
             held.callback(os.close, descriptor)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InvalidRequestError(f"the job in {folder} runs already; wait for its end, or end it") from error
+            if not any(_take(descriptor, wait_s) for wait_s in (0.0, _LOOKING_S)):
+                raise InvalidRequestError(f"the job in {folder} runs already; wait for its end, or end it")
         yield
+
+
+def _take(descriptor: int, wait_s: float) -> bool:
+    time.sleep(wait_s)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def prepare(order: Order, display: Display) -> tuple[Recipe, dict[str, Any]]:
@@ -183,7 +241,7 @@ class _Job:
                 manager = RecipeContext.from_config(config, job=self._journal, checkpoint_restore_data=restore_data)
                 async with manager as context:
                     self._display.begin("")
-                    context.client.observe(self._journal.step)
+                    context.client.observe(self._journal.step, self._display.spawn)
                     await run_recipe(context, recipe, values)
 
     @contextlib.asynccontextmanager

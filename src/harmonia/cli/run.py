@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -16,12 +17,14 @@ from rich.table import Table
 
 from harmonia import log
 from harmonia.cli.app import app
-from harmonia.cli.curves import print_curve, write_png
+from harmonia.cli.curves import PER_TOKEN, Points, Series, print_curve, write_png
+from harmonia.cli.job_end import next_commands
 from harmonia.cli.jobs import COLOURS, find_job, jobs_folder, read_losses
 from harmonia.cli.live import Display
 from harmonia.cli.options import (
     DEFAULTS,
     DeviceOption,
+    MaxAdapterRank,
     MaxAdapters,
     PrecisionOption,
     Registry,
@@ -43,7 +46,7 @@ RecipeArgument = Annotated[
 ]
 Parameters = Annotated[
     list[str] | None,
-    typer.Argument(metavar="-- --PARAMETER VALUE ...", help="The recipe's own; `-- --help` lists them."),
+    typer.Argument(metavar="--PARAMETER VALUE", help="The recipe's own; `-- --help` lists them."),
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", dir_okay=False, help="Parameters in a file of JSON; flags override it.")
@@ -57,12 +60,16 @@ JobFolder = Annotated[
 Resume = Annotated[
     str | None, typer.Option(metavar="JOB", help="Continue this job, an id or a folder, at its newest checkpoint.")
 ]
+MemoryFraction = Annotated[
+    float, typer.Option(min=0.01, max=1.0, help="Share of the device's free memory that models may use.")
+]
 ListRecipes = Annotated[bool, typer.Option("--list", help="List the built-in recipes and end.")]
 
 _HELP = ("--help", "-h")
 
 
-@app.command()
+# What is no option of this command is one of the recipe.
+@app.command(context_settings={"ignore_unknown_options": True})
 def run(
     recipe: RecipeArgument = None,
     parameters: Parameters = None,
@@ -76,13 +83,17 @@ def run(
     device: DeviceOption = "auto",
     threads: Threads = None,
     max_adapters: MaxAdapters = DEFAULTS.max_adapters,
+    max_adapter_rank: MaxAdapterRank = DEFAULTS.max_adapter_rank,
+    memory_fraction: MemoryFraction = DEFAULTS.memory_fraction,
 ) -> None:
     """Run RECIPE: a Python function, marked with @recipe_main, that trains or evaluates models.
 
     It runs in this process; its models are on a worker, which is started for it unless --worker names one.
 
-    The recipe's own parameters come after `--`. The job leaves a folder with its state, its metrics, a curve of the
-    loss and what the recipe made; `harmonia jobs` lists them. Models that it saves go to the registry.
+    The recipe's own parameters follow it. One that has the name of an option below goes after a `--`.
+
+    The job leaves a folder with its state, its metrics, a curve of the loss and what the recipe made;
+    `harmonia jobs` lists them. Models that it saves go to the registry.
 
     Ctrl-C cancels: what was saved stays, and nothing is saved half. A second one ends at once.
 
@@ -92,15 +103,17 @@ def run(
 
       harmonia run sft -- --help
 
-      harmonia run sft -- --model-to-train ./Qwen3-0.6B --dataset rows.jsonl --output-model-key support
+      harmonia run sft --model-to-train ./Qwen3-0.6B --dataset rows.jsonl --output-model-key support \\
+        --learning-rate 5e-4 --epochs 3
 
-      harmonia run ./lesson.py --config lesson.json -- --epochs 3
+      harmonia run ./lesson.py --config lesson.json --epochs 3
     """
     words = tuple(parameters or ())
-    if recipe is not None and recipe.startswith("-"):  # with --resume there need not be a recipe before the `--`
+    if recipe is not None and recipe.startswith("-"):  # with --resume there need not be a recipe
         words, recipe = (recipe, *words), None
     asked = Asked(recipe, words, config, worker, job_dir, resume)
-    engine = engine_config(precision=precision, device=device, threads=threads, max_adapters=max_adapters)
+    engine = engine_config(None, None, precision, device, threads, max_adapters, max_adapter_rank)
+    engine = msgspec.structs.replace(engine, memory_fraction=memory_fraction)
     try:
         if list_recipes:
             _list()
@@ -131,9 +144,8 @@ class Asked:
 
 def _order(asked: Asked, worker: WorkerConfig) -> Order:
     if asked.worker is not None and worker != WorkerConfig():
-        message = (
-            "--registry, --precision, --device, --threads and --max-adapters are for a worker that is started here"
-        )
+        options = "--registry, --precision, --device, --threads, --max-adapters, --max-adapter-rank and"
+        message = f"{options} --memory-fraction are for a worker that is started here"
         raise InvalidRequestError(f"{message}; {asked.worker} has its own settings")
     folder = None if asked.resume is None else find_job(asked.resume)
     resumed = None if folder is None else _resumable(folder)
@@ -212,9 +224,15 @@ def _run(order: Order) -> int:
         state, error = run_job(order, display)
     if error is not None and state.state == "FAILED":
         _print_failure(errors, error, order)
-    _print_summary(console, state, display)
-    _print_curves(console, order.folder)
+    losses = read_losses(order.folder)
+    _print_summary(console, state, display, losses)
+    if any(len(curve) > 1 for curve in losses.values()):
+        title = f"loss{PER_TOKEN}" if any(training.unit for training in display.trainings.values()) else "loss"
+        print_curve(console, losses, title)
+        write_png(order.folder / "loss.png", losses, title)
     console.print(f"[dim]job folder[/dim] {escape(str(order.folder))}", soft_wrap=True)
+    for what, command in next_commands(order, state):
+        console.print(f"[dim]{what}[/dim] {escape(command)}", soft_wrap=True)
     return {"COMPLETED": 0, "CANCELED": INTERRUPTED}.get(state.state, 1)
 
 
@@ -234,13 +252,15 @@ def _print_failure(console: Console, error: BaseException, order: Order) -> None
         console.print(f"  in {at.filename}, line {at.lineno}: {at.line}", markup=False, style="dim", soft_wrap=True)
 
 
-def _print_summary(console: Console, state: JobState, display: Display) -> None:
+def _print_summary(console: Console, state: JobState, display: Display, losses: Series) -> None:
     colour, took = COLOURS[state.state], display.elapsed
     console.print(f"[{colour}]{state.state.lower()}[/{colour}] after {took}")
     for name, training in display.trainings.items():
-        losses = f", loss {training.first_loss:.4g} to {training.loss:.4g}" if training.has_losses else ""
+        fell = "" if training.loss is None else f", loss {_fell(losses[name])}{training.unit}"
         tokens = f", {training.num_tokens:,} tokens" if training.num_tokens else ""
-        console.print(f"  {escape(name)}: {training.steps} steps{losses}{tokens}")
+        console.print(f"  {escape(name)}: {training.steps} steps{fell}{tokens}")
+    for name in display.validations:
+        console.print(f"  {escape(name)} {_fell(losses[name])}")
     if display.dropped:
         console.print(f"  [yellow]{display.dropped_samples}[/yellow]; the log says why")
     for artifact in state.artifacts:
@@ -248,11 +268,9 @@ def _print_summary(console: Console, state: JobState, display: Display) -> None:
         console.print(f"  saved [bold]{escape(what)}[/bold] {escape(artifact.file or '')}".rstrip(), soft_wrap=True)
 
 
-def _print_curves(console: Console, folder: Path) -> None:
-    losses = read_losses(folder)
-    if any(len(curve) > 1 for curve in losses.values()):
-        print_curve(console, losses, "loss")
-        write_png(folder / "loss.png", losses, "loss")
+def _fell(curve: Points) -> str:
+    first, last = curve[0][1], curve[-1][1]
+    return f"{first:.4g} to {last:.4g}" if len(curve) > 1 else f"{last:.4g}"
 
 
 def _short(name: str) -> str:

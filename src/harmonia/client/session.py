@@ -23,7 +23,8 @@ log = get_logger(__name__)
 Reply = TypeVar("Reply", bound=msgspec.Struct)
 
 StepObserver = Callable[[str, Mapping[str, float]], None]
-"""Takes the name of a model, and what `optim_step` returned with the number of steps done as `optim_step`."""
+"""Takes the name of a model and what `optim_step` returned, with the number of steps done as `optim_step`, and as
+`per_token` whether the loss is a sum over tokens (1) or one per sample or pair (0)."""
 SpawnObserver = Callable[[str, float], None]
 """Takes the name of a model that is being made and the share that is done."""
 
@@ -157,6 +158,8 @@ class Instance:
         self.info = info
         self.optim_step = info.optim_step
         """Steps done."""
+        self.is_token_loss = True
+        """What was trained since the last step has a loss per weighted token, and none per sample or pair."""
         self._is_freed = False
         session.owned.add(info.name)
         self._finalizer = weakref.finalize(self, session.free_soon, info.name)

@@ -24,6 +24,8 @@ from harmonia.protocol.instances import (
     Train,
 )
 from harmonia.protocol.losses import (
+    LAST_TOKEN,
+    PAIRED,
     Dpo,
     Grpo,
     Gspo,
@@ -159,6 +161,7 @@ class TrainingModel(InferenceModel):
         await self._train(loss, wire(thread))
 
     async def _train(self, loss: Loss, *sides: SampleData) -> None:
+        self._instance.is_token_loss &= not isinstance(loss, (*PAIRED, *LAST_TOKEN))
         await self._instance.ask(Train, Done, sides=sides, loss=loss)
 
     # ---------------------------------------------------------------------------------------------- the optimizer
@@ -182,7 +185,9 @@ class TrainingModel(InferenceModel):
         )
         self._instance.optim_step = answer.optim_step
         for observer in self._instance.session.observers:
-            observer(self._instance.name, {**answer.metrics, "optim_step": float(answer.optim_step)})
+            more = {"optim_step": float(answer.optim_step), "per_token": float(self._instance.is_token_loss)}
+            observer(self._instance.name, {**answer.metrics, **more})
+        self._instance.is_token_loss = True
         return dict(answer.metrics)
 
     def get_optim_step(self) -> int:

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from harmonia.client import InferenceModel, StringThread
 from harmonia.trainers.metric_loggers.base import Logger
-from harmonia.trainers.metric_loggers.stdout import StdoutLogger
+from harmonia.trainers.metric_loggers.production import local_logger
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -31,7 +31,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def log_args(func: FunctionT) -> FunctionT:
-    """Before each call, send its arguments to the Logger among them (standard output if there is none).
+    """Before each call, send its arguments to the Logger among them, or to the terminal if there is none.
 
     A model is logged as what its builder was told. What is no plain data (a data set) or too long to read (a
     checkpoint) is left out.
@@ -41,7 +41,7 @@ def log_args(func: FunctionT) -> FunctionT:
         loggers = (value for value in arguments.values() if isinstance(value, Logger))
         config = {name: plain(value) for name, value in arguments.items() if is_plain(value)}
         readable = {name: value for name, value in config.items() if len(str(value)) <= _LONGEST_SETTING}
-        (next(loggers, None) or StdoutLogger()).log_config(readable)
+        (next(loggers, None) or local_logger()).log_config(readable)
 
     return _before(func, lambda _, arguments: log_config(arguments))
 

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from harmonia.cli.live import Display
+from harmonia.client.table import Table
 
 
 def display(stream: io.StringIO, is_terminal: bool = False) -> Display:
@@ -25,7 +26,35 @@ def test_one_line_tells_stage_loss_and_speed() -> None:
     shown.stage("Training", 32, 64)
     shown.record({"loss": 2.0, "num_dropped_samples": 3})
     assert shown.line() == "Training 32/64  model: step 2, loss 2, grad norm 0.5, 300 tokens/s  3 samples dropped"
-    assert (shown.trainings["model"].first_loss, shown.trainings["model"].num_tokens) == (4.0, 600)
+    assert shown.trainings["model"].num_tokens == 600
+
+
+def test_losses_are_per_token_and_steps_go_on_after_a_resume() -> None:
+    shown = display(io.StringIO())
+    shown.step("model", {"loss": 40.0, "num_samples": 3, "num_tokens": 60, "optim_step": 41.0})
+    shown.record({"train/loss": 40.0, "val/loss": 1.5, "value/loss": 9.0})
+    assert shown.line() == "model: step 41, loss 2 per token  val/loss 1.5"
+
+
+def test_a_model_is_shown_while_it_is_made() -> None:
+    shown = display(io.StringIO())
+    shown.spawn("pupil", 0.51)
+    assert shown.line() == "loading pupil 51 %"
+    shown.spawn("pupil", 1.0)
+    assert shown.line() == ""
+    shown.begin("canceling")
+    shown.spawn("other", 0.1)
+    assert shown.line() == "canceling"
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_tables_are_printed_with_their_first_rows(is_terminal: bool) -> None:
+    stream = io.StringIO()
+    with display(stream, is_terminal) as shown:
+        shown.stage("Training", 1, 2)
+        shown.record({"generation/samples": Table(["prompt", "answer"]).add_rows([["why?", n] for n in range(8)])})
+    assert "generation/samples" in stream.getvalue() and stream.getvalue().count("why?") == 5
+    assert "3 more rows" in stream.getvalue()
 
 
 def test_speed_is_that_of_the_last_steps() -> None:

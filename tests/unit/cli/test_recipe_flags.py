@@ -65,6 +65,8 @@ def test_flags_become_values(argv: str, values: dict[str, Any]) -> None:
     ("argv", "says"),
     [
         ("--epoch 3", "unknown flag --epoch; did you mean --epochs?"),
+        ("--xyz 3", "(`harmonia run --help` shows the options of `harmonia run` itself)"),
+        ("--validate-often yes", "got 'yes'; give --validate-often or --no-validate-often"),
         ("--warmup.rl 3", "did you mean --warmup.lr?"),
         ("--no-epochs", "unknown flag --no-epochs"),
         ("m", "unexpected 'm'; parameters of a recipe are given as --name value"),
@@ -104,8 +106,8 @@ def test_help_lists_every_flag_with_its_type_default_and_description() -> None:
     assert "TEXT" in lines["--model"] and "A key of the registry required" in lines["--model"]
     assert "fast|good" in lines["--mode"] and '"good"' in lines["--mode"]
     assert "--validate-often / --no-validate-often" in text
-    assert "[0.5]" in lines["--warmup.lr"]
-    assert "harmonia run lesson.py -- --model ..." in text
+    assert "[0.5]" in lines["--warmup.lr"] and "--tags TEXT (repeat for more)" in lines["--tags"]
+    assert "harmonia run lesson.py --model ..." in text
 
 
 class Node(BaseModel):

@@ -57,7 +57,12 @@ class SftConfig(InputConfig):
         ),
     ] = 10_000
     learning_rate: Annotated[
-        float, Field(gt=0, title="Learning rate", description="Peak: reached after a tenth of the training")
+        float,
+        Field(
+            gt=0,
+            title="Learning rate",
+            description="Peak: reached after a tenth of the training. Adapters usually want 1e-4 to 1e-3",
+        ),
     ] = 1e-5
     max_grad_norm: Annotated[float, Field(gt=0, title="Max grad norm", description="Clip gradients to this norm")] = 1.0
     samples_per_batch: Annotated[

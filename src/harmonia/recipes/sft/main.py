@@ -24,7 +24,9 @@ async def sft(config: SftConfig, ctx: RecipeContext) -> None:
     builder = await config.model_to_train.to_builder(ctx, tp=config.tp)
     if config.adapter:
         builder = builder.with_adapter()
-    model = await builder.spawn_train("model", config.max_sequence_length)
+    # Its own for each job, as a worker may have several, and the same when the job is resumed.
+    name = f"sft-{ctx.job.job_id[-6:]}"
+    model = await builder.spawn_train(name, config.max_sequence_length)
 
     await SFT(
         dataset=samples,

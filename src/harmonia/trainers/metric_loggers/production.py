@@ -29,18 +29,23 @@ def get_prod_logger(ctx: RecipeContext | None = None) -> Logger:
     named by the context, else by HARMONY_USE_CASE (or HARMONY_USE_CASE_ID), HARMONY_RECIPE_NAME, HARMONY_JOB_NAME and
     HARMONY_JOB_ID. InvalidRequestError if the one that is asked for is not installed.
     """
-    logger = _named_by_environment(_project(ctx), _run_name(ctx))
-    if ctx is None:
-        return logger or StdoutLogger()
-    if logger is None and ctx.job.shows_metrics:
-        return JobLogger(ctx.job)
-    return CompositeLogger(logger or StdoutLogger(), JobLogger(ctx.job))
+    logger = _named_by_environment(_project(ctx), _run_name(ctx)) or _shown_here(ctx)
+    return logger if ctx is None or isinstance(logger, JobLogger) else CompositeLogger(logger, JobLogger(ctx.job))
 
 
 def default_logger() -> Logger:
     """`get_prod_logger` of the recipe that runs; outside of one, standard output."""
     ctx = running_context()
     return StdoutLogger() if ctx is None else get_prod_logger(ctx)
+
+
+def local_logger() -> Logger:
+    """The logger of the recipe that runs, or else of this process, without any service that the environment names."""
+    return _shown_here(running_context())
+
+
+def _shown_here(ctx: RecipeContext | None) -> Logger:
+    return JobLogger(ctx.job) if ctx is not None and ctx.job.shows_metrics else StdoutLogger()
 
 
 def _named_by_environment(project: str, run: str) -> Logger | None:

@@ -38,7 +38,7 @@ class StdoutLogger(Logger):
             line.append(f"  {key} ", style="dim").append(_short(value), style="not dim")
         self._console.print(line, soft_wrap=True)
         for key, table in record.tables.items():
-            self._console.print(_grid(key, table))
+            self._console.print(first_rows(key, table))
 
     def log_config(self, config: dict[str, Any]) -> None:
         """Print a table of what is set."""
@@ -72,7 +72,8 @@ def _short(value: int | float | str) -> str:
     return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…"
 
 
-def _grid(title: str, table: Table) -> Grid:
+def first_rows(title: str, table: Table) -> Grid:
+    """What a terminal shows of a table: the first five rows, long cells cut, and how many rows there are more."""
     headers, rows = table.export()
     more = len(rows) - _SHOWN_ROWS
     grid = Grid(*map(escape, headers), title=escape(title), caption=f"… and {more} more rows" if more > 0 else None)
