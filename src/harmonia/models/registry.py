@@ -55,10 +55,6 @@ class ModelRegistry:
             raise InvalidRequestError(message, field="model_name")
         return self.folder / name
 
-    def uri_for(self, key: str) -> str:
-        """What `resolve` finds this key by."""
-        return f"{SCHEME}{key}"
-
     def keys(self) -> list[str]:
         """Every key that `resolve` finds, sorted."""
         if not self.folder.is_dir():

@@ -128,11 +128,6 @@ def gradient(loss: Evaluable, values: Sequence[Tensor], weights: Sequence[Tensor
     return total.detach(), torch.autograd.grad(total, leaves)
 
 
-def is_tokenwise(loss: Evaluable) -> bool:
-    """Whether the gradient of a token depends on its own value only, so that it need not wait for the others."""
-    return not isinstance(loss, Gspo | Dpo | Ranking)
-
-
 def pair_tangents(loss: Dpo | Ranking, positive: float, negative: float) -> tuple[KnownDerivative, KnownDerivative]:
     """The two sides of a pair as losses of their own, from the summed log-probabilities (or the scores) of both.
 

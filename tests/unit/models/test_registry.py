@@ -39,7 +39,7 @@ def test_keys_that_begin_with_each_other(registry):
     for key in keys:
         save(registry.path_for(key), key)
     assert registry.keys() == sorted(keys)
-    assert [text_of(registry.resolve(registry.uri_for(key))) for key in keys] == keys
+    assert [text_of(registry.resolve(f"model_registry://{key}")) for key in keys] == keys
 
 
 @given(st.lists(st.text(alphabet="ab%2F/.- é", max_size=8), max_size=2, unique=True))

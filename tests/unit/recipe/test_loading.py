@@ -22,7 +22,7 @@ async def called(recipe: Recipe) -> object:
 
 async def test_file(write: WriteRecipe) -> None:
     recipe = load_recipe(write({"my-recipe.v2.py": MAIN}) / "my-recipe.v2.py")
-    assert (recipe.config_parameter, recipe.context_parameter, recipe.needs_context) == ("config", "ctx", True)
+    assert (recipe.config_parameter, recipe.context_parameter) == ("config", "ctx")
     assert recipe.config_class and recipe.config_class.__name__ == "Config"
     assert await called(recipe) == (3, None)
 
@@ -84,7 +84,7 @@ async def test_any_order_positional_only_defaults_and_none_at_all(write: WriteRe
     assert await called(load_recipe(folder / "order.py")) == 3
     assert await called(load_recipe(folder / "default.py")) == (5, 3)
     recipe = load_recipe(folder / "none.py")
-    assert (recipe.config_class, recipe.needs_context) == (None, False)
+    assert (recipe.config_class, recipe.context_parameter) == (None, None)
     assert await called(recipe) == "ran"
 
 

@@ -35,7 +35,7 @@ def test_the_catalogue_finds_it() -> None:
     assert recipe_keys() == ["sft"] and folder is not None and find_recipe("sf") is None
     assert recipe_summary("sft").startswith("Supervised fine-tuning")
     recipe = load_recipe(folder)
-    assert recipe.config_class is not None and recipe.config_class.__name__ == "SftConfig" and recipe.needs_context
+    assert recipe.config_class is not None and recipe.config_class.__name__ == "SftConfig" and recipe.context_parameter
 
 
 def test_the_defaults_are_those_of_the_form() -> None:

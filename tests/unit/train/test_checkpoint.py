@@ -21,7 +21,7 @@ from harmonia.models.atomic import read_whole
 from harmonia.models.peft import read_saved_adapter
 from harmonia.models.registry import ModelRegistry
 from harmonia.train.checkpoint import AdapterToSave, ModelToSave, OptimizerState
-from harmonia.train.optimizer_state import has_state, load_state, restore_state
+from harmonia.train.optimizer_state import has_state, load_state
 from tests.checkpoints import load_adapter, save_checkpoint
 from tests.unit.models import tiny
 
@@ -80,20 +80,6 @@ def test_optimizer_state_bit_for_bit(base, registry):
     assert loaded.keys() == tensors.keys()
     assert all(same_bits(loaded[name], tensor) for name, tensor in tensors.items())
     assert loaded_meta == meta
-    here = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-    assert restore_state(folder, here) == meta
-    assert all(same_bits(here[name], tensor) for name, tensor in tensors.items())
-
-
-def test_state_of_another_model_changes_nothing(base, registry):
-    state = OptimizerState({"master": torch.ones(4), "exp_avg": torch.ones(4)}, {})
-    folder = save_checkpoint(registry, KEY, adapter_of(base, 1.0), state)
-    here = {"master": torch.zeros(4), "exp_avg": torch.zeros(5)}
-    with pytest.raises(InvalidRequestError, match=r"another model: 'exp_avg' is F32 \[4\] there and F32 \[5\] here"):
-        restore_state(folder, here)
-    assert not here["master"].any()
-    with pytest.raises(InvalidRequestError, match=r"'exp_avg' is F32 \[4\] there and missing here"):
-        restore_state(folder, {"master": torch.zeros(4)})
 
 
 def test_saves_for_inference_have_no_state(base, registry):
@@ -112,7 +98,7 @@ def test_broken_state_is_named(base, registry):
         load_state(folder)
     (folder / "optimizer.json").write_text("[")
     with pytest.raises(InvalidRequestError, match=r"optimizer\.json is broken"):
-        restore_state(folder, {})
+        load_state(folder)
 
 
 def test_adapters_come_back_through_the_registry(base, registry):

@@ -38,11 +38,6 @@ class Recipe:
     """The class of its input; None if it takes none."""
     context_parameter: str | None = None
 
-    @property
-    def needs_context(self) -> bool:
-        """Whether it takes a `RecipeContext`."""
-        return self.context_parameter is not None
-
     @classmethod
     def of(cls, function: RecipeFunction, name: str | None = None) -> Self:
         """What a function wants, by its annotations.
