@@ -1,11 +1,15 @@
 """The commands, run as a person runs them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from harmonia.models.registry import ModelRegistry
+from tests.integration.conftest import StartServer
 
 
 def run(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
@@ -46,3 +50,15 @@ def test_mistakes_are_named(arguments: list[str], says: str) -> None:
 def test_help_teaches_with_examples() -> None:
     for command in ("serve", "plan"):
         assert "Examples" in run("harmonia.cli", command, "--help").stdout
+
+
+def test_a_model_of_the_registry_is_planned_and_served_by_its_key(
+    tiny: Path, start: StartServer, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny, ModelRegistry(tmp_path).path_for("runs/one"))
+    planned = run("harmonia.cli", "plan", "model_registry://runs/one", "--registry", str(tmp_path), "--json")
+    assert json.loads(planned.stdout)["fits"], planned.stderr
+    with start("model_registry://runs/one", "--registry", str(tmp_path), "--kv-cache-len", "1024") as server:
+        assert server.client().get("/v1/models").json()["data"][0]["id"] == "runs/one"
+    missing = run("harmonia.cli", "plan", "model_registry://runs/two", "--registry", str(tmp_path))
+    assert missing.returncode == 2 and "runs/one" in missing.stderr

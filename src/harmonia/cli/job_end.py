@@ -42,7 +42,7 @@ def _serve(order: Order, key: str) -> str | None:
     if info is None or info.scalar_head:
         return None
     if info.kind == "model":
-        return _command("serve", str(folder), "--name", name)
+        return _command("serve", SCHEME + key, *_registry(order))
     if base is None:
         return None
     return _command("serve", str(base), "--adapter", f"{name}={SCHEME}{key}", *_registry(order))

@@ -10,9 +10,13 @@ import typer
 
 from harmonia.config import CacheConfig, EngineConfig, WorkerConfig
 from harmonia.config.engine import Device, Precision
+from harmonia.errors import InvalidRequestError
+from harmonia.models.registry import ModelRegistry
 from harmonia.server import bind
 
-ModelPath = Annotated[Path, typer.Argument(help="Hugging Face folder or GGUF file.", show_default=False)]
+ModelPath = Annotated[
+    str, typer.Argument(help="Hugging Face folder, GGUF file, or model_registry://KEY.", show_default=False)
+]
 KvCacheLen = Annotated[
     int | None,
     typer.Option(min=1, help="Tokens of key/value cache. A number is a minimum; left out, it fits the device."),
@@ -57,6 +61,14 @@ def engine_config(
         num_threads=threads,
         cache=CacheConfig(kv_cache_len=kv_cache_len),
     )
+
+
+def located(model: str, registry: Path | None) -> Path:
+    """Where a model is that was named by its path or by its key; refuses one that is not there."""
+    try:
+        return ModelRegistry(with_port(WorkerConfig(), "", None, registry).registry_folder()).resolve(model)
+    except InvalidRequestError as error:
+        raise typer.BadParameter(error.message) from error
 
 
 def worker_address(config: WorkerConfig) -> str:

@@ -18,7 +18,9 @@ from harmonia.cli.options import (
     MaxSeqLen,
     ModelPath,
     PrecisionOption,
+    Registry,
     engine_config,
+    located,
 )
 from harmonia.cli.tables import print_error, print_plan
 from harmonia.config.engine import Precision
@@ -79,6 +81,7 @@ def plan(
     targets: Targets = None,
     full: Full = False,
     max_adapters: MaxAdapters = DEFAULTS.max_adapters,
+    registry: Registry = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Show the bytes that serving or training MODEL takes, and whether this machine has them.
@@ -108,7 +111,7 @@ def plan(
         check_training(train, max_batch_size, full, targets)
         names = tuple(name.strip() for name in targets.split(",")) if targets else ()
         needs = [] if max_batch_size is None else [training_need(max_batch_size, 0 if full else adapter_rank, names)]
-        result = plan_memory(str(model), config, needs)
+        result = plan_memory(str(located(model, registry)), config, needs)
     except HarmoniaError as error:
         print_error(Console(stderr=True), error)
         raise typer.Exit(1) from error

@@ -23,6 +23,7 @@ from harmonia.cli.options import (
     Registry,
     Threads,
     engine_config,
+    located,
     with_port,
 )
 from harmonia.cli.running import Running
@@ -30,6 +31,7 @@ from harmonia.cli.tables import print_error
 from harmonia.config import AdapterSource, EngineConfig, WorkerConfig
 from harmonia.config.server import ServerConfig
 from harmonia.errors import HarmoniaError
+from harmonia.models.registry import SCHEME
 
 _FILE_SUFFIXES = (".gguf", ".safetensors")
 
@@ -79,13 +81,14 @@ def serve(
 
       harmonia serve ./Qwen3-8B --name qwen --adapter support=./loras/support --kv-cache-len 200000
 
-      harmonia serve ./Qwen3-8B --host 0.0.0.0 --api-key "$KEY"
+      harmonia serve model_registry://support-v2 --host 0.0.0.0 --api-key "$KEY"
 
       harmonia serve ./Qwen3-8B --worker-port 9100 --registry ./models
     """
     engine = engine_config(kv_cache_len, max_seq_len, precision, device, threads, max_adapters, max_adapter_rank)
     server = server_config(host, port, api_key, max_ttft_ms)
-    worker = worker_config(model, name, adapter or [], engine, server.max_ttft_ms)
+    key = model.removeprefix(SCHEME) if model.startswith(SCHEME) else None
+    worker = worker_config(located(model, registry), name or key, adapter or [], engine, server.max_ttft_ms)
     worker = with_port(worker, worker.host, worker_port, registry)
     log.configure()
     raise typer.Exit(uvloop.run(run(worker, server)))

@@ -82,7 +82,7 @@ def test_the_input_of_a_resumed_job_counts_once_it_has_gone_on(tmp_path: Path, g
 @pytest.mark.parametrize(
     ("info", "says"),
     [
-        ('{"kind": "model"}', "serve {registry}/a%2Fb --name b"),
+        ('{"kind": "model"}', "serve model_registry://a/b --registry {registry}"),
         (
             '{"kind": "adapter", "base": "model_registry://base"}',
             "serve {registry}/base --adapter b=model_registry://a/b --",
