@@ -59,7 +59,11 @@ FAST = ("--learning-rate", "0.01")
 @pytest.mark.parametrize(
     ("name", "flags", "prints"),
     [
-        ("sft", (*FAST, "--dataset", str(KETTLE), "--epochs", "2"), "loss"),
+        (
+            "sft",
+            (*FAST, "--dataset", str(KETTLE), "--epochs", "2"),
+            r"student: 4 steps, loss [\d.]+ to [\d.]+ per token",
+        ),
         ("dpo", (*FAST, "--epochs", "2"), r"before: .*\nafter: "),
         ("reward_model", (*FAST, "--epochs", "2"), r"kind [+-]\d.* rude [+-]\d"),
         ("custom_loss", (*FAST, "--steps", "3"), r"step  3  say +\d.*avoid +\d"),

@@ -66,7 +66,7 @@ def engine_config(
 def located(model: str, registry: Path | None) -> Path:
     """Where a model is that was named by its path or by its key; refuses one that is not there."""
     try:
-        return ModelRegistry(with_port(WorkerConfig(), "", None, registry).registry_folder()).resolve(model)
+        return ModelRegistry(WorkerConfig(registry=_absolute(registry)).registry_folder()).resolve(model)
     except InvalidRequestError as error:
         raise typer.BadParameter(error.message) from error
 
@@ -85,5 +85,9 @@ def with_port(config: WorkerConfig, host: str, port: int | None, registry: Path 
     if port == 0:
         with bind(host, 0) as free:
             port = free.getsockname()[1]
-    folder = "" if registry is None else str(registry.expanduser().resolve())
-    return msgspec.structs.replace(config, host=host, port=port, registry=folder)
+    return msgspec.structs.replace(config, host=host, port=port, registry=_absolute(registry))
+
+
+def _absolute(registry: Path | None) -> str:
+    """The registry as `WorkerConfig` has it; empty leaves the choice to the environment."""
+    return "" if registry is None else str(registry.expanduser().resolve())
