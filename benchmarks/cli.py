@@ -1,7 +1,9 @@
 """The command line: every command gives records."""
 
 import argparse
+import json
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,7 +19,7 @@ from benchmarks.machine import Record, describe
 from benchmarks.memory import installed_smollm2, memory
 from benchmarks.own import own
 from benchmarks.peers.training import TrainingJob
-from benchmarks.process import Start
+from benchmarks.process import Start, environment_of
 from benchmarks.report import emit
 from benchmarks.serve import serve
 from benchmarks.streamed import streamed
@@ -34,6 +36,8 @@ MAX_GRAD_NORM = 1.0
 def main(arguments: Sequence[str]) -> int:
     """Run one command. Status 1: a bound does not hold; 2: something that the caller can mend."""
     options = parser().parse_args(arguments)
+    if options.command == "gpu":
+        return _gpu(options)
     as_table = sys.stdout.isatty() if options.table is None else options.table
     verdicts: list[bool | None] = []
     try:
@@ -53,11 +57,33 @@ def records(options: argparse.Namespace) -> Iterator[Record]:
             yield {"kind": "machine", "machine": describe(options.threads, options.device)}
         case "serve" | "compare" | "http" | "idle":
             yield from _serving(options)
+        case "perplexity":
+            machine = describe(options.threads, options.device)
+            yield from (record | {"machine": machine} for record in _perplexity(options))
         case _:
             with ExitStack() as stack:
                 made = _training(options, stack)
                 machine = describe(options.threads, options.device)
                 yield from (record | {"machine": machine} for record in made)
+
+
+def _gpu(options: argparse.Namespace) -> int:
+    """Let a process of its own do it, with the environment that workers have; it tells rows as they are done."""
+    job = {
+        "models": options.model,
+        "groups": options.only,
+        "device": options.device,
+        "counts": options.n,
+        "quick": options.quick,
+        "micro_batch": options.micro_batch,
+        "traces": options.trace,
+        "out": options.out,
+        "merge": options.merge,
+        "write_results": options.write_results,
+    }
+    environment = environment_of("harmonia", len(os.sched_getaffinity(0)))
+    command = [sys.executable, "-m", "benchmarks.gpu", json.dumps(job)]
+    return subprocess.run(command, env=environment, check=False).returncode
 
 
 def _serving(options: argparse.Namespace) -> Iterator[Record]:
@@ -86,7 +112,7 @@ def _training(options: argparse.Namespace, stack: ExitStack) -> Iterator[Record]
         model = None if options.model is None else _existing(options.model)
         return memory(options.case, model, options.device)
     _check_vocab(options)
-    if options.command == "agreement" and options.tiny:
+    if getattr(options, "tiny", False):
         model = write_tiny(Path(stack.enter_context(tempfile.TemporaryDirectory())))
         options.vocab = VOCABULARY
     else:
@@ -110,10 +136,27 @@ def _training(options: argparse.Namespace, stack: ExitStack) -> Iterator[Record]
             work = {name: getattr(options, name) for name in names} | _prompts(options)
         case "agreement":
             work = _prompts(options)
+        case "divergence":
+            work = _prompts(options) | _at_once(options)
         case _:
             _at_least("--repeat", options.repeat)
             work = {"repeat": options.repeat, "ways": [options.way] if options.way else ["runtime", "wire"]}
     return own(options.command, common | drawn | work, options.threads)
+
+
+def _perplexity(options: argparse.Namespace) -> Iterator[Record]:
+    _at_least("--tokens", options.tokens)
+    _at_least("--window", options.window, 2)
+    model = installed_smollm2() if options.model is None else _existing(options.model)
+    job = {
+        "model": str(model.resolve()),
+        "precisions": options.precisions or ["float32" if options.device == "cpu" else "bfloat16", "fp8"],
+        "device": options.device,
+        "threads": options.threads,
+        "num_tokens": options.tokens,
+        "window": options.window,
+    }
+    return own("perplexity", job, options.threads)
 
 
 def _train(options: argparse.Namespace, common: Record, stack: ExitStack) -> Iterator[Record]:
@@ -158,6 +201,13 @@ def _prompts(options: argparse.Namespace) -> Record:
     for name in ("input", "output"):
         _at_least(f"--{name}", getattr(options, name))
     return {"num_input": options.input, "num_output": options.output}
+
+
+def _at_once(options: argparse.Namespace) -> Record:
+    _at_least("--prompts", options.prompts)
+    _at_least("the count of numbers in --n", len(options.n), 2)
+    _at_least("--n", min(options.n))
+    return {"num_prompts": options.prompts, "sizes": options.n}
 
 
 def _check_lengths(options: argparse.Namespace) -> None:

@@ -165,10 +165,11 @@ class Training:
 class Bench:
     """One runtime with an instance to serve and one to train on the same backbone."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, driver: Driver | None = None) -> None:
+        """driver: of a runtime that has the model already; None makes one."""
         self._job = job
         rng = random.Random(job.seed)
-        self.driver = Driver(
+        self.driver = driver or Driver(
             EngineConfig(
                 device=job.device,  # type: ignore[arg-type]  # the plan refuses what it does not know
                 precision=job.precision,  # type: ignore[arg-type]
@@ -218,7 +219,11 @@ class Bench:
 def run(**fields: object) -> list[Record]:
     """Measure serving without and with training in turn, since machines drift; then training alone."""
     job = Job(**fields)  # type: ignore[arg-type]  # a job that came through JSON
-    bench = Bench(job)
+    return measured(job, Bench(job))
+
+
+def measured(job: Job, bench: Bench) -> list[Record]:
+    """The same with a runtime at hand."""
     bench.spawn()
     bench.phase(min(WARM_UP_S, job.seconds), serves=True, trains=True)
     pairs = []

@@ -85,6 +85,7 @@ INTERLEAVE_COLUMNS = {
     "others": "other_cores",
 }
 AGREEMENT_COLUMNS = {
+    "mode": "mode",
     "case": "case",
     "tokens": "num_tokens",
     "sampled - scored, max": "sampled_scored_max",
@@ -95,11 +96,29 @@ AGREEMENT_COLUMNS = {
     "mean  ": "scored_loss_mean",
     "holds": "ok",
 }
+DIVERGENCE_COLUMNS = {
+    "mode": "mode",
+    "requests at once": "sizes",
+    "prompts": "num_prompts",
+    "tokens": "num_output",
+    "answers that part": "parted",
+    "in 1000 tokens": "parted_per_1000_tokens",
+    "tokens before": "shared_tokens",
+    "holds": "ok",
+}
 SWITCH_COLUMNS = {
     "way": "way",
     "steps": "repeat",
     "first token ms": "first_token_ms",
     "worst": "first_token_max_ms",
+    "holds": "ok",
+    "others": "other_cores",
+}
+PERPLEXITY_COLUMNS = {
+    "precision": "precision",
+    "tokens": "num_tokens",
+    "perplexity": "perplexity",
+    "difference": "difference",
     "holds": "ok",
     "others": "other_cores",
 }
@@ -119,8 +138,10 @@ COLUMNS = {
     "train": TRAIN_COLUMNS,
     "interleave": INTERLEAVE_COLUMNS,
     "agreement": AGREEMENT_COLUMNS,
+    "divergence": DIVERGENCE_COLUMNS,
     "switch": SWITCH_COLUMNS,
     "memory": MEMORY_COLUMNS,
+    "perplexity": PERPLEXITY_COLUMNS,
 }
 
 
@@ -179,6 +200,8 @@ def _title(record: Record) -> str:
             )
         case "memory":
             return "Peak memory, planned and measured"
+        case "perplexity":
+            return f"Perplexity of {record['model']} on the reference of Python {record['python']}"
     return f"{record['kind']}, {record['model']} {record['precision']}"
 
 

@@ -9,6 +9,8 @@ from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # GPU kernels run in Triton's interpreter
 
 # Time per example depends on the machine and its neighbours, so it is no reason to fail.
 settings.register_profile("harmonia", deadline=None, print_blob=True, derandomize="CI" in os.environ)

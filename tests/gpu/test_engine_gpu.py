@@ -12,7 +12,7 @@ from harmonia.config import CacheConfig, EngineConfig, SchedulerConfig
 from harmonia.engine.backbone import Backbone
 from harmonia.engine.engine import Engine
 from harmonia.engine.memory import make_plan
-from harmonia.engine.requests import SequenceRequest, pack_ids
+from harmonia.engine.requests import SequenceOutput, SequenceRequest, pack_ids
 from harmonia.layers.linear import WeightFormat
 from harmonia.models.families import build_decoder
 from harmonia.protocol.sampling import SamplingParams
@@ -23,10 +23,11 @@ pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a 
 PROMPTS = [tuple((3 * start + 7 * step) % 60 for step in range(5 + 3 * start)) for start in range(12)]
 
 
-def engine_on_gpu(precision: str) -> Engine:
+def engine_on_gpu(precision: str, *, graphs: bool = True) -> Engine:
     config = EngineConfig(
         device="cuda",
         precision=precision,
+        graphs=graphs,
         adapter_rank_budget=16,
         cache=CacheConfig(kv_cache_len=256, block_size=4),
         scheduler=SchedulerConfig(max_batch_tokens=24, max_running=4, reserve_blocks=1),
@@ -73,3 +74,40 @@ def test_every_kind_of_request_runs(precision: str) -> None:
     assert all(outputs[seq_id][-1].finish_reason for seq_id in range(3))
     assert len(outputs[2][0].prompt_scores) == len(PROMPTS[6])
     assert msgspec.msgpack.encode(list(outputs.values()))
+
+
+@pytest.mark.parametrize("num_requests", [1, 3, 12])
+def test_graphs_give_the_tokens_of_steps_without_them(num_requests: int) -> None:
+    answers = []
+    for graphs in (False, True):
+        engine = engine_on_gpu("float32", graphs=graphs)
+        for seq_id, prompt in enumerate(PROMPTS[:num_requests]):
+            ask(engine, seq_id, prompt)
+        answers.append(tokens_of(drain(engine)))
+    assert answers[0] == answers[1]
+
+
+def test_graphs_are_captured_anew_when_the_cache_has_moved() -> None:
+    engine, reference = engine_on_gpu("float32"), Reference(random_decoder())
+    for seq_id, num_blocks in enumerate((64, 96, 160)):
+        engine.backbone.grow_cache(num_blocks)
+        ask(engine, seq_id, PROMPTS[seq_id])
+        assert tokens_of(drain(engine))[seq_id] == reference.generate(PROMPTS[seq_id], 20)
+
+
+def tokens_of(outputs: dict[int, list[SequenceOutput]]) -> dict[int, list[int]]:
+    return {seq_id: [token for output in its for token in output.token_ids] for seq_id, its in outputs.items()}
+
+
+def test_memory_does_not_grow_over_ten_thousand_steps() -> None:
+    engine = engine_on_gpu("bfloat16")
+    reserved, seq_id = [], 0
+    while len(reserved) < 5:
+        goal = 2500 * len(reserved)
+        while engine.stats().counters.get("steps", 0) < goal:
+            for kind in ({}, {"temperature": 0.9, "top_p": 0.9, "seed": seq_id, "logprobs": 2}):
+                ask(engine, seq_id, PROMPTS[seq_id % len(PROMPTS)], **kind)
+                seq_id += 1
+            drain(engine)
+        reserved.append((torch.cuda.memory_reserved(), torch.cuda.memory_allocated()))
+    assert reserved[-1] == reserved[1]

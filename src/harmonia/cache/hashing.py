@@ -21,10 +21,12 @@ def chain_root(*identity: str | int) -> bytes:
 
 def extend_chain(chain: list[bytes], root: bytes, tokens: np.ndarray, block_size: int) -> None:
     """Append to `chain` the keys of the full blocks of `tokens` (int32) that it does not cover yet."""
-    data = np.ascontiguousarray(tokens).tobytes()
+    covered, num_full = len(chain), len(tokens) // block_size
+    if covered >= num_full:
+        return
+    data = np.ascontiguousarray(tokens[covered * block_size : num_full * block_size]).tobytes()
     stride = block_size * tokens.itemsize
-    for index in range(len(chain), len(tokens) // block_size):
-        parent = chain[-1] if chain else root
-        key = blake2b(parent, digest_size=_DIGEST_BYTES)
-        key.update(data[index * stride : (index + 1) * stride])
-        chain.append(key.digest())
+    parent = chain[-1] if chain else root
+    for start in range(0, len(data), stride):
+        parent = blake2b(parent + data[start : start + stride], digest_size=_DIGEST_BYTES).digest()
+        chain.append(parent)

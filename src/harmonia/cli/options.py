@@ -24,7 +24,18 @@ KvCacheLen = Annotated[
 MaxSeqLen = Annotated[int | None, typer.Option(min=2, help="Longest prompt plus answer; the model's own by default.")]
 PrecisionOption = Annotated[
     Precision,
-    typer.Option(help="auto: bfloat16 on a GPU, float32 on a CPU. int8: weights only, per channel."),
+    typer.Option(
+        help="auto: bfloat16 on a GPU (fp8 if the model's files are), float32 on a CPU. int8: weights only, per channel. "
+        "fp8: weights per channel and activations per token, or fp8 files as they are; for GPUs that compute in it."
+    ),
+]
+Invariant = Annotated[
+    bool,
+    typer.Option(
+        "--invariant",
+        help="Answer a request with the same bits alone and in any batch, and train on the very log-probabilities that "
+        "were sampled. Somewhat slower.",
+    ),
 ]
 DeviceOption = Annotated[Device, typer.Option(help="auto takes the GPU when there is one.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads for compute; all cores by default.")]

@@ -6,6 +6,7 @@ import json
 from enum import StrEnum
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 
@@ -13,6 +14,7 @@ from harmonia.cli.app import app
 from harmonia.cli.options import (
     DEFAULTS,
     DeviceOption,
+    Invariant,
     KvCacheLen,
     MaxAdapters,
     MaxSeqLen,
@@ -41,6 +43,7 @@ class Dtype(StrEnum):
     FP16 = "fp16"
     FLOAT16 = "float16"
     INT8 = "int8"
+    FP8 = "fp8"
 
 
 _PRECISIONS: dict[Dtype, Precision] = {
@@ -53,6 +56,7 @@ _PRECISIONS: dict[Dtype, Precision] = {
     Dtype.FP16: "float16",
     Dtype.FLOAT16: "float16",
     Dtype.INT8: "int8",
+    Dtype.FP8: "fp8",
 }
 
 
@@ -73,6 +77,7 @@ def plan(
     kv_cache_len: KvCacheLen = None,
     max_seq_len: MaxSeqLen = None,
     precision: PrecisionOption = "auto",
+    invariant: Invariant = False,
     dtype: Annotated[Dtype | None, typer.Option(help="Another way to say --precision.")] = None,
     device: DeviceOption = "auto",
     train: Train = False,
@@ -107,6 +112,7 @@ def plan(
     console = Console()
     chosen = precision if dtype is None else _PRECISIONS[dtype]
     config = engine_config(kv_cache_len, max_seq_len, chosen, device, max_adapters=max_adapters)
+    config = msgspec.structs.replace(config, invariant=invariant)
     try:
         check_training(train, max_batch_size, full, targets)
         names = tuple(name.strip() for name in targets.split(",")) if targets else ()

@@ -24,6 +24,7 @@ from harmonia.cli.live import Display
 from harmonia.cli.options import (
     DEFAULTS,
     DeviceOption,
+    Invariant,
     MaxAdapterRank,
     MaxAdapters,
     PrecisionOption,
@@ -80,6 +81,7 @@ def run(
     list_recipes: ListRecipes = False,
     registry: Registry = None,
     precision: PrecisionOption = "auto",
+    invariant: Invariant = False,
     device: DeviceOption = "auto",
     threads: Threads = None,
     max_adapters: MaxAdapters = DEFAULTS.max_adapters,
@@ -113,7 +115,7 @@ def run(
         words, recipe = (recipe, *words), None
     asked = Asked(recipe, words, config, worker, job_dir, resume)
     engine = engine_config(None, None, precision, device, threads, max_adapters, max_adapter_rank)
-    engine = msgspec.structs.replace(engine, memory_fraction=memory_fraction)
+    engine = msgspec.structs.replace(engine, memory_fraction=memory_fraction, invariant=invariant)
     try:
         if list_recipes:
             _list()
@@ -144,7 +146,7 @@ class Asked:
 
 def _order(asked: Asked, worker: WorkerConfig) -> Order:
     if asked.worker is not None and worker != WorkerConfig():
-        options = "--registry, --precision, --device, --threads, --max-adapters, --max-adapter-rank and"
+        options = "--registry, --precision, --invariant, --device, --threads, --max-adapters, --max-adapter-rank and"
         message = f"{options} --memory-fraction are for a worker that is started here"
         raise InvalidRequestError(f"{message}; {asked.worker} has its own settings")
     folder = None if asked.resume is None else find_job(asked.resume)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 import uvloop
 from rich.console import Console
@@ -14,6 +15,7 @@ from harmonia.cli.app import app
 from harmonia.cli.options import (
     DEFAULTS,
     DeviceOption,
+    Invariant,
     KvCacheLen,
     MaxAdapterRank,
     MaxAdapters,
@@ -51,6 +53,7 @@ def serve(
     kv_cache_len: KvCacheLen = None,
     max_seq_len: MaxSeqLen = None,
     precision: PrecisionOption = "auto",
+    invariant: Invariant = False,
     device: DeviceOption = "auto",
     threads: Threads = None,
     max_adapters: MaxAdapters = DEFAULTS.max_adapters,
@@ -84,8 +87,11 @@ def serve(
       harmonia serve model_registry://support-v2 --host 0.0.0.0 --api-key "$KEY"
 
       harmonia serve ./Qwen3-8B --worker-port 9100 --registry ./models
+
+      harmonia serve ./Qwen3-8B --worker-port 9100 --invariant
     """
     engine = engine_config(kv_cache_len, max_seq_len, precision, device, threads, max_adapters, max_adapter_rank)
+    engine = msgspec.structs.replace(engine, invariant=invariant)
     server = server_config(host, port, api_key, max_ttft_ms)
     key = model.removeprefix(SCHEME) if model.startswith(SCHEME) else None
     worker = worker_config(located(model, registry), name or key, adapter or [], engine, server.max_ttft_ms)

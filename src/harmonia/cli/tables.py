@@ -25,7 +25,8 @@ def size(num_bytes: int) -> str:
 
 def print_plan(console: Console, plan: Mapping[str, object]) -> None:
     """A memory plan, as `MemoryPlan.to_dict()` gives it, and the levers when it does not fit."""
-    table = Table(title=f"{plan.get('model', 'model')} on {plan.get('device', '?')}, {plan.get('precision', '?')}")
+    precision = f"{plan.get('precision', '?')}{', invariant' if plan.get('invariant') else ''}"
+    table = Table(title=f"{plan.get('model', 'model')} on {plan.get('device', '?')}, {precision}")
     for name, justify in (("what", "left"), ("bytes", "right"), ("note", "left")):
         table.add_column(name, justify="right" if justify == "right" else "left")
     for row in _sequence(plan.get("rows")):
@@ -50,7 +51,10 @@ def _training_line(plan: Mapping[str, object]) -> str:
     """How much training computes twice to fit."""
     kept, layers = _int(plan.get("num_kept")), _int(plan.get("num_layers"))
     line = f"Training keeps the activations of {kept} of {layers} layers"
-    return f"{line}: nothing is recomputed." if kept == layers else f"{line} and recomputes the others."
+    if kept < layers:
+        return f"{line} and recomputes the others."
+    lean = layers - _int(plan.get("num_whole"))
+    return f"{line}: {f'{lean} compute norms and gates again' if lean else 'nothing is recomputed'}."
 
 
 def print_error(console: Console, error: HarmoniaError) -> None:

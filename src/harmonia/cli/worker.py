@@ -17,6 +17,7 @@ from harmonia.cli.app import app
 from harmonia.cli.options import (
     DEFAULTS,
     DeviceOption,
+    Invariant,
     MaxAdapterRank,
     MaxAdapters,
     PrecisionOption,
@@ -41,6 +42,7 @@ def worker(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 9100,
     registry: Registry = None,
     precision: PrecisionOption = "auto",
+    invariant: Invariant = False,
     device: DeviceOption = "auto",
     threads: Threads = None,
     max_adapters: MaxAdapters = DEFAULTS.max_adapters,
@@ -75,7 +77,7 @@ def worker(
         max_adapters=max_adapters,
         max_adapter_rank=max_adapter_rank,
     )
-    engine = msgspec.structs.replace(engine, memory_fraction=memory_fraction)
+    engine = msgspec.structs.replace(engine, memory_fraction=memory_fraction, invariant=invariant)
     log.configure()
     try:
         config = with_port(WorkerConfig(engine=engine), host, port, registry)

@@ -17,7 +17,7 @@ from harmonia.protocol.base import JsonObject
 from harmonia.protocol.instances import AdapterSpec, Planned, PlanSpawn, Spawn, SpawnSpec
 
 MAX_DRAFT_STEPS = 8
-_EXTRA_PARAMS = {"precision": str, "seed": int}
+_EXTRA_PARAMS = {"precision": str, "invariant": bool, "seed": int}
 _REDACTED = "***"
 
 
@@ -98,7 +98,8 @@ class ModelBuilder:
         return self._with(with_draft=draft_model_path, num_draft_steps=int(num_draft_steps))
 
     def extra_params(self, **params: Any) -> Self:
-        """Further settings: `precision` (a name that the worker knows) and `seed` of a new adapter."""
+        """Further settings: `precision` (a name that the worker knows), `invariant` (True: results that do not depend
+        on what else is in a batch, bit for bit) and `seed` of a new adapter."""
         for name, value in params.items():
             kind = _EXTRA_PARAMS.get(name)
             if kind is None:
@@ -178,6 +179,7 @@ class ModelBuilder:
             kv_cache_len=args.kv_cache_len,
             max_seq_len=args.max_seqlen,
             precision=args.extra_params.get("precision"),
+            invariant=args.extra_params.get("invariant"),
             tp=args.tp,
             draft=args.with_draft,
             num_draft_steps=args.num_draft_steps,

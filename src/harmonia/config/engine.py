@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
 
 
 class CacheConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +53,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     device: Device = "auto"
     """`auto` takes the GPU when there is one."""
     precision: Precision = "auto"
-    """Weights and compute; `auto` is bfloat16 on a GPU and float32 on a CPU. int8: weights only, per channel."""
+    """Weights and compute; `auto` is bfloat16 on a GPU, or fp8 if the model's files are, and float32 on a CPU. int8: weights
+    only, per channel. fp8: the layers' weights per channel, or as an fp8 checkpoint scales them, and their inputs per
+    token; adapters, norms, embeddings and the head are not rounded."""
+    invariant: bool = False
+    """Compute every token the same way whatever else is in its batch: sums run in one fixed order. Equal requests then
+    have equal results bit for bit, and sampled, scored and trained log-probabilities are the same numbers."""
+    graphs: bool = True
+    """On a GPU, replay captured graphs in steps that only decode: hundreds of kernels for one launch."""
     max_seq_len: int | None = None
     """Longest prompt plus answer, in tokens; None takes the model's own limit."""
     max_adapters: int = 4

@@ -18,7 +18,7 @@ from harmonia.engine.memory import Plan, make_plan
 from harmonia.engine.sequence import Instance
 from harmonia.errors import AdapterLimitError, InvalidRequestError, UnknownModelError
 from harmonia.kernels import native
-from harmonia.kernels.attention import LayerCache
+from harmonia.kernels.pages import LayerCache
 from harmonia.layers.adapters import AdapterBank, BankTarget
 from harmonia.log import get_logger
 from harmonia.models import ModelConfig, load_decoder, open_model
@@ -77,6 +77,12 @@ class Backbone:
             native.load_kernels()
         log.info("loaded %s in %.1f s: %s on %s", source.path, time.monotonic() - started, plan.precision, plan.device)
         return Backbone(key, decoder, plan, source=source)
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Addresses of what captured graphs read and of what may move; they differ once anything did."""
+        weight = self.decoder.embedding.weight.weight_NK
+        return self.bank.generation, self.caches[0].k_NPGD.data_ptr(), weight.data_ptr()
 
     def grow_cache(self, num_blocks: int) -> None:
         """Enlarge the cache; what is in it stays. One layer at a time, so little is held twice."""

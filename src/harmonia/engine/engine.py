@@ -52,9 +52,7 @@ class Engine:
             max_seq_len=plan.max_seq_len,
             prefix_caching=plan.config.cache.prefix_caching,
         )
-        self._runner = Runner(
-            backbone.decoder, backbone.caches, max_running=plan.scheduler.max_running, device=backbone.device
-        )
+        self._runner = Runner(backbone)
         self._sequences: dict[int, Sequence] = {}
         self._in_flight: deque[Launched] = deque()
         self._orphaned: list[SequenceOutput] = []
@@ -70,7 +68,13 @@ class Engine:
         """
         backbone = Backbone.load(model, key, config, progress)
         backbone.add_bare(key)
-        return Engine(backbone)
+        engine = Engine(backbone)
+        engine.prepare()
+        return engine
+
+    def prepare(self) -> None:
+        """Compile kernels and capture graphs now, so that no request waits for them."""
+        self._runner.prepare()
 
     # --------------------------------------------------------------------------------------------- the loop
 
@@ -97,8 +101,7 @@ class Engine:
         for work in launched.batch.work:
             self._scheduler.publish(work)
         now = time.monotonic()
-        outputs = [self._collect(result, now) for result in results]
-        return [output for output in outputs if output is not None]
+        return [output for result in results if (output := self._collect(result, now)) is not None]
 
     @property
     def has_work(self) -> bool:
@@ -252,15 +255,13 @@ class Engine:
         request = sequence.request
         if sequence.state is State.FINISHED:
             return None  # cancelled, or ended one token earlier while this step was on its way
-        if len(sequence.prompt_scores) < sequence.num_prompt - 1:
+        if result.prompt_scores and len(sequence.prompt_scores) < sequence.num_prompt - 1:
             sequence.prompt_scores += result.prompt_scores
+        if sequence.generates:
+            return None if result.token_id is None else self._append(sequence, result.token_id, result, now)
         if request.score is not None:
             return self._collect_values(sequence, result)
-        if request.embed:
-            return self._end(sequence, SequenceOutput(seq_id=request.seq_id, embedding=result.embedding))
-        if result.token_id is None:
-            return None
-        return self._append(sequence, result.token_id, result, now)
+        return self._end(sequence, SequenceOutput(seq_id=request.seq_id, embedding=result.embedding))
 
     def _collect_values(self, sequence: Sequence, result: Result) -> SequenceOutput | None:
         if result.work.epoch == sequence.epoch:
@@ -271,21 +272,24 @@ class Engine:
         return self._end(sequence, SequenceOutput(seq_id=sequence.request.seq_id, values=values, version=version))
 
     def _append(self, sequence: Sequence, token_id: int, result: Result, now: float) -> SequenceOutput:
-        first = sequence.awaits_first_token
+        seq_id, version = sequence.request.seq_id, sequence.instance.version
+        is_first = sequence.awaits_first_token
         sequence.tokens[sequence.num_tokens] = token_id
         sequence.num_tokens += 1
         sequence.num_sampling -= 1
-        self._observe_token(sequence, now, first=first)
+        self._observe_token(sequence, now, is_first=is_first)
         reason = _finish_reason(sequence, token_id)
+        if not (is_first or reason or result.score):
+            return SequenceOutput(seq_id=seq_id, token_ids=(token_id,), version=version)
         output = SequenceOutput(
-            seq_id=sequence.request.seq_id,
+            seq_id=seq_id,
             token_ids=(token_id,),
             scores=(result.score,) if result.score is not None else (),
             finish_reason=reason,
-            version=sequence.instance.version,
-            cached_tokens=sequence.cached_tokens if first else 0,
-            queue_s=(sequence.started_s or now) - sequence.request.arrival_s if first else 0.0,
-            prompt_scores=_prompt_scores(sequence) if first else (),
+            version=version,
+            cached_tokens=sequence.cached_tokens if is_first else 0,
+            queue_s=(sequence.started_s or now) - sequence.request.arrival_s if is_first else 0.0,
+            prompt_scores=_prompt_scores(sequence) if is_first else (),
         )
         return self._end(sequence, output) if reason else output
 
@@ -296,17 +300,17 @@ class Engine:
         counters["failed" if output.error else "finished"] += 1
         return output
 
-    def _observe_token(self, sequence: Sequence, now: float, *, first: bool) -> None:
+    def _observe_token(self, sequence: Sequence, now: float, *, is_first: bool) -> None:
         model = self._stats.models[sequence.instance.key]
         model.counters["generated_tokens"] += 1
-        if first:
+        if is_first:
             arrival = sequence.request.arrival_s
             model.counters["prompt_tokens"] += sequence.num_prompt
             model.counters["cached_tokens"] += sequence.cached_tokens
             model.ttft_seconds.observe(now - arrival)
             model.queue_seconds.observe((sequence.started_s or now) - arrival)
         elif sequence.last_token_s is not None:
-            model.inter_token_seconds.observe(now - sequence.last_token_s)
+            model.note_token(now - sequence.last_token_s)
         sequence.last_token_s = now
 
     def _expire(self) -> list[SequenceOutput]:

@@ -40,6 +40,7 @@ def describe(lanes: Sequence[Instances]) -> EngineDescription:
         max_seq_len=plan.max_seq_len,
         kv_cache_len=plan.memory.kv_cache_len,
         precision=plan.precision,
+        invariant=plan.config.invariant,
         device=plan.device,
         plan=plan.memory.to_dict(),
     )

@@ -14,6 +14,7 @@ from harmonia.config import EngineConfig
 from harmonia.engine.backbone import Backbone
 from harmonia.engine.engine import Engine
 from harmonia.engine.memory import InstanceNeed, Plan
+from harmonia.engine.plan import BackboneKey
 from harmonia.engine.requests import (
     Answer,
     OptimStepRequest,
@@ -179,17 +180,18 @@ class Instances:
     def _step(self, trainer: Trainer, request: OptimStepRequest) -> JsonObject:
         if trainer.num_samples == 0:
             raise InvalidRequestError(f"optim_step of {trainer.name!r} without a train_* call since the last one")
-        parameters = trainer.weights.parameters
+        # The norm is read first: it is the one thing that waits for the device.
+        grad_norm = trainer.weights.step(
+            lr=request.lr, wd=request.wd, max_grad_norm=request.max_grad_norm, num_samples=trainer.num_samples
+        )
         metrics = {
             "loss": mean_loss(trainer),
             "num_tokens": float(trainer.num_tokens),
             "num_input_tokens": float(trainer.num_input_tokens),
             "num_samples": float(trainer.num_samples),
             "lr": request.lr,
+            "grad_norm": grad_norm,
         }
-        metrics["grad_norm"] = parameters.step(
-            lr=request.lr, wd=request.wd, max_grad_norm=request.max_grad_norm, num_samples=trainer.num_samples
-        )
         trainer.drop_sums()
         if math.isfinite(metrics["grad_norm"]):
             self._publish(trainer)
@@ -388,12 +390,13 @@ def adapter_targets(decoder: Decoder, adapter: AdapterSpec) -> dict[str, tuple[i
     return {path: (adapter.rank, alpha / adapter.rank) for path in paths if path.rpartition(".")[2] in wanted}
 
 
-def resolve_spawn(name: str, spec: SpawnSpec, config: EngineConfig) -> tuple[str, str, InstanceNeed]:
-    """(path of the base model, precision, what the instance takes beside it)."""
+def resolve_spawn(name: str, spec: SpawnSpec, config: EngineConfig) -> tuple[BackboneKey, InstanceNeed]:
+    """The backbone that it may share, and what the instance takes beside it."""
     base = adapter_base(spec.path)
     path = str(Path(spec.path if base is None else base).resolve())
     need = instance_need(name, spec, config.max_adapter_rank, is_adapter=base is not None)
-    return path, spec.precision or config.precision, need
+    invariant = config.invariant if spec.invariant is None else spec.invariant
+    return BackboneKey(path, spec.precision or config.precision, invariant), need
 
 
 def instance_need(name: str, spec: SpawnSpec, max_rank: int, *, is_adapter: bool) -> InstanceNeed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harmonia.engine.instances import Instances
+from harmonia.engine.plan import BackboneKey
 from harmonia.errors import UnknownModelError
 
 
@@ -13,8 +14,8 @@ class Lanes:
 
     def __init__(self) -> None:
         self._lanes: list[Instances] = []
-        self._shared: dict[tuple[str, str], Instances] = {}
-        """Backbones that nobody changes, by (path, precision)."""
+        self._shared: dict[BackboneKey, Instances] = {}
+        """Backbones that nobody changes."""
         self._closing: list[Instances] = []
         """Backbones without instances that still write a save."""
 
@@ -27,8 +28,8 @@ class Lanes:
     def __getitem__(self, index: int) -> Instances:
         return self._lanes[index]
 
-    def add(self, lane: Instances, shared_as: tuple[str, str] | None = None) -> None:
-        """Add a backbone; others of that path and precision may use it if it is shared."""
+    def add(self, lane: Instances, shared_as: BackboneKey | None = None) -> None:
+        """Add a backbone; new instances may use it if it is shared."""
         self._lanes.append(lane)
         if shared_as is not None:
             self._shared[shared_as] = lane
@@ -52,9 +53,9 @@ class Lanes:
             self._closing.remove(lane)
             lane.close()
 
-    def shared(self, path: str, precision: str) -> Instances | None:
+    def shared(self, key: BackboneKey) -> Instances | None:
         """The backbone that a new instance on these weights may use."""
-        return self._shared.get((path, precision))
+        return self._shared.get(key)
 
     def names(self) -> Iterator[str]:
         """Of all instances."""

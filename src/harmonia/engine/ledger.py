@@ -44,6 +44,7 @@ class Ledger:
             own,
             cache=msgspec.structs.replace(own.cache, kv_cache_len=spec.kv_cache_len or own.cache.kv_cache_len),
             precision=spec.precision or own.precision,
+            invariant=own.invariant if spec.invariant is None else spec.invariant,
             adapter_rank_budget=0,
         )
         return self._plan(path, model, config, (need,))

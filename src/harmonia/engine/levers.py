@@ -92,10 +92,9 @@ def _adapter(plan: Plan, replan: Replan) -> Iterator[str]:
 def _others(plan: Plan, replan: Replan) -> Iterator[str]:
     config = plan.config
     is_full = any(need.full and need.trains for need in plan.needs)
-    for precision in ("int8", "bfloat16"):
-        if precision == plan.precision or (precision == "bfloat16" and plan.device != "cuda"):
-            continue
-        if precision == "int8" and is_full:
+    # On a GPU fp8 is as small as int8 and faster.
+    for precision in ("fp8", "bfloat16") if plan.device == "cuda" else ("int8",):
+        if precision == plan.precision or (precision != "bfloat16" and is_full):
             continue
         changed = msgspec.structs.replace(config, precision=precision)
         yield from _verdict(f"precision {precision}", plan, replan(Change(changed)))

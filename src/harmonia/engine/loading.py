@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from harmonia.engine.backbone import Backbone
 from harmonia.engine.memory import InstanceNeed, Plan
+from harmonia.engine.plan import BackboneKey
 from harmonia.engine.requests import Answer
 from harmonia.errors import HarmoniaError, UnsupportedModelError
 from harmonia.log import get_logger
@@ -37,8 +38,7 @@ class PendingSpawn:
 class Load:
     """A backbone on its way, and who waits for it."""
 
-    path: str
-    precision: str
+    key: BackboneKey
     plan: Plan
     is_shared: bool
     waiting: list[PendingSpawn] = field(default_factory=list)
@@ -57,8 +57,8 @@ class Load:
         except HarmoniaError as error:
             failure: HarmoniaError = error
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            log.exception("reading %s failed", self.path)
-            failure = UnsupportedModelError(f"{self.path} cannot be read: {type(error).__name__}: {error}")
+            log.exception("reading %s failed", self.key.path)
+            failure = UnsupportedModelError(f"{self.key.path} cannot be read: {type(error).__name__}: {error}")
         for spawn in self.waiting:
             spawn.answer.failed(failure)
         return None
@@ -71,16 +71,15 @@ class Loader:
         self.loads: list[Load] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="load")
 
-    def find(self, path: str, precision: str) -> Load | None:
+    def find(self, key: BackboneKey) -> Load | None:
         """A shared backbone of that kind on its way."""
-        found = (load for load in self.loads if load.is_shared and (load.path, load.precision) == (path, precision))
-        return next(found, None)
+        return next((load for load in self.loads if load.is_shared and load.key == key), None)
 
-    def start(self, path: str, precision: str, source: ModelSource, plan: Plan, *, own_name: str | None) -> Load:
+    def start(self, key: BackboneKey, source: ModelSource, plan: Plan, *, own_name: str | None) -> Load:
         """Begin to read a backbone that was planned. own_name: of the instance that alone will use it."""
-        load = Load(path, precision, plan, is_shared=own_name is None)
-        key = path if own_name is None else f"{path}#{own_name}"
-        load.future = self._thread.submit(Backbone.read, source, key, plan, load.note)
+        load = Load(key, plan, is_shared=own_name is None)
+        identity = key.path if own_name is None else f"{key.path}#{own_name}"
+        load.future = self._thread.submit(Backbone.read, source, identity, plan, load.note)
         self.loads.append(load)
         return load
 

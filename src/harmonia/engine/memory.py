@@ -21,7 +21,7 @@ from harmonia.engine.needs import (
     training_footprint,
     training_rows,
 )
-from harmonia.engine.plan import MemoryPlan, Plan, weight_format
+from harmonia.engine.plan import MemoryPlan, Plan, check_invariant, weight_format
 from harmonia.errors import InvalidRequestError
 from harmonia.models import ModelConfig, ModelSource, open_model
 from harmonia.models.exact import exact_weights
@@ -89,8 +89,9 @@ def _resolve(request: _Request) -> Plan:
     source = request.model if isinstance(request.model, ModelSource) else None
     model = request.model.config if isinstance(request.model, ModelSource) else request.model
     device = _device(config)
-    precision = _precision(config, device)
-    fmt = weight_format(device, precision)
+    precision = _precision(config, device, model)
+    fmt = weight_format(device, precision, invariant=config.invariant)
+    check_invariant(fmt, precision, model.head_dim)
     scheduler = _scheduler(config, device)
     wanted_len = _wanted_seq_len(model, config)
     is_full = any(need.trains and need.full for need in needs)
@@ -103,20 +104,16 @@ def _resolve(request: _Request) -> Plan:
         PlanRow("runtime", _RUNTIME_BYTES[device], "libraries and driver"),
     )
     training = training_footprint(model, fmt, needs)
-    available = request.available
-    if available is None:
-        available = int(free_bytes(device) * config.memory_fraction)
+    available = _available(request, device)
     per_block = kv_bytes_per_token(model, fmt) * config.cache.block_size
     room = available - sum(row.num_bytes for row in fixed)
     least = _least_blocks(config, request.num_blocks)
     is_chosen = request.num_blocks is None and config.cache.kv_cache_len is None
     most_tokens = None if is_chosen else least * config.cache.block_size
     steps = _steps_within(scheduler, most_tokens)
-    kept_rows, num_kept = training_rows(model, fmt, steps, training, room - least * per_block)
+    kept_rows, num_kept, num_whole = training_rows(model, fmt, steps, training, room - least * per_block)
     room -= sum(row.num_bytes for row in kept_rows)
-    num_blocks = least
-    if is_chosen:
-        num_blocks = max(least, _most_blocks(config, device, room, available, per_block))
+    num_blocks = max(least, _most_blocks(config, device, room, available, per_block)) if is_chosen else least
     tokens = num_blocks * config.cache.block_size
     rows = (*fixed, *kept_rows, PlanRow("key/value cache", num_blocks * per_block, f"{tokens} tokens"))
     if request.num_blocks is None:
@@ -125,12 +122,14 @@ def _resolve(request: _Request) -> Plan:
         model=request.name,
         device=device,
         precision=precision,
+        invariant=config.invariant,
         rows=tuple(row for row in rows if row.num_bytes or row.name == "adapters"),
         available_bytes=available,
         kv_cache_len=tokens,
         max_seq_len=min(wanted_len, tokens),
         num_layers=model.num_layers,
         num_kept=num_kept,
+        num_whole=num_whole,
         max_batch_size=max((need.max_batch_size or 0 for need in needs if need.trains), default=0),
     )
     return Plan(
@@ -143,6 +142,12 @@ def _resolve(request: _Request) -> Plan:
         memory=memory,
         needs=needs,
     )
+
+
+def _available(request: _Request, device: str) -> int:
+    if request.available is not None:
+        return request.available
+    return int(free_bytes(device) * request.config.memory_fraction)
 
 
 def _scheduler(config: EngineConfig, device: str) -> SchedulerConfig:
@@ -211,9 +216,11 @@ def _device(config: EngineConfig) -> str:
     return config.device
 
 
-def _precision(config: EngineConfig, device: str) -> str:
+def _precision(config: EngineConfig, device: str, model: ModelConfig) -> str:
+    if config.precision == "auto" and device == "cuda":
+        return "bfloat16" if model.fp8_side is None else "fp8"
     if config.precision == "auto":
-        return "bfloat16" if device == "cuda" else "float32"
+        return "float32"
     return config.precision
 
 

@@ -138,7 +138,8 @@ def _trained(needs: Sequence[InstanceNeed]) -> Trained:
         None if not chosen else () if () in chosen else tuple(sorted({name for names in chosen for name in names}))
     )
     language = any(not need.scalar for need in training)
-    return Trained(any(need.full for need in training), targets, language)
+    rank = max((need.rank or 0 for need in training), default=0)
+    return Trained(any(need.full for need in training), targets, language, rank)
 
 
 def working_row(model: ModelConfig, fmt: WeightFormat, scheduler: SchedulerConfig, training_slice: int) -> PlanRow:
@@ -156,20 +157,32 @@ def working_row(model: ModelConfig, fmt: WeightFormat, scheduler: SchedulerConfi
 
 def training_rows(
     model: ModelConfig, fmt: WeightFormat, scheduler: SchedulerConfig, training: Footprint | None, room: int
-) -> tuple[tuple[PlanRow, ...], int]:
-    """(rows of activations, layers that are kept): as many as fit into the room, so that least is computed twice."""
+) -> tuple[tuple[PlanRow, ...], int, int]:
+    """(rows of activations, layers that are kept, of these whole): what fits, so that least is computed twice.
+
+    Before a layer runs again, all compute their norms and gates again: a third of their bytes for 2 % of their time.
+    """
     if training is None:
-        return _with_gaps((working_row(model, fmt, scheduler, 0),), fmt), 0
+        return _with_gaps((working_row(model, fmt, scheduler, 0),), fmt), 0, 0
     num_layers = len(training.saved)
-    for num_kept in range(num_layers, -1, -1):
-        note = f"of {num_kept} of {num_layers} layers; the others are recomputed"
+    choices = [(num_layers, num_whole) for num_whole in range(num_layers, -1, -1)]
+    choices += [(num_kept, 0) for num_kept in range(num_layers - 1, -1, -1)]
+    for num_kept, num_whole in choices:
         kept = PlanRow(
-            "training activations", training.resident(num_kept), note if num_kept < num_layers else "all kept"
+            "training activations", training.resident(num_kept, num_whole), _kept_note(num_layers, num_kept, num_whole)
         )
-        rows = _with_gaps((kept, working_row(model, fmt, scheduler, training.slice(num_kept))), fmt)
+        rows = _with_gaps((kept, working_row(model, fmt, scheduler, training.slice(num_kept, num_whole))), fmt)
         if sum(row.num_bytes for row in rows) <= room:
             break
-    return rows, num_kept
+    return rows, num_kept, num_whole
+
+
+def _kept_note(num_layers: int, num_kept: int, num_whole: int) -> str:
+    if num_whole == num_layers:
+        return "all kept"
+    if num_kept == num_layers:
+        return f"all kept; {num_layers - num_whole} layers compute norms and gates again"
+    return f"of {num_kept} of {num_layers} layers, without norms and gates; the others are recomputed"
 
 
 def _with_gaps(rows: tuple[PlanRow, ...], fmt: WeightFormat) -> tuple[PlanRow, ...]:

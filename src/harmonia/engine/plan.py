@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -10,9 +10,22 @@ import torch
 from harmonia.config import EngineConfig, SchedulerConfig
 from harmonia.engine.needs import InstanceNeed, PlanRow
 from harmonia.errors import InsufficientMemoryError, InvalidRequestError
+from harmonia.kernels.attention_native import HEAD_STEP
+from harmonia.kernels.gpu import has_triton
 from harmonia.layers.linear import WeightFormat
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_INVARIANT_ON_CPU = ("float32", "int8", "fp8")
+_ROUNDED = ("int8", "fp8")
+"""Precisions of weights alone, or of weights and what is multiplied with them."""
+
+
+class BackboneKey(NamedTuple):
+    """What instances must agree in to share a backbone that nobody changes."""
+
+    path: str
+    precision: str
+    invariant: bool
 
 
 class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,6 +34,8 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     device: str
     precision: str
+    invariant: bool = False
+    """Results do not depend on the batch."""
     rows: tuple[PlanRow, ...]
     available_bytes: int
     kv_cache_len: int
@@ -28,6 +43,8 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     num_layers: int = 0
     num_kept: int = 0
     """Layers whose activations training keeps; the others are recomputed, which takes a third longer at most."""
+    num_whole: int = 0
+    """Layers of these that keep all of them; the others compute norms and gates again, in a fortieth of the time."""
     max_batch_size: int = 0
     """Tokens of one micro-batch; 0: nothing is trained."""
     levers: tuple[str, ...] = ()
@@ -86,20 +103,38 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def fmt(self) -> WeightFormat:
         """Type and place of the weights."""
-        return weight_format(self.device, self.precision)
+        return weight_format(self.device, self.precision, invariant=self.config.invariant)
 
 
-def weight_format(device: str, precision: str) -> WeightFormat:
-    """Type and place of weights in this precision; int8 computes in fp32 on a CPU and in bf16 elsewhere.
+def weight_format(device: str, precision: str, *, invariant: bool = False) -> WeightFormat:
+    """Type and place of weights in this precision; int8 and fp8 compute in fp32 on a CPU and in bf16 elsewhere.
 
     InvalidRequestError for a precision that nobody knows.
     """
-    int8 = precision == "int8"
-    compute = "float32" if int8 and device == "cpu" else "bfloat16" if int8 else precision
+    is_rounded = precision in _ROUNDED
+    compute = "float32" if is_rounded and device == "cpu" else "bfloat16" if is_rounded else precision
     if compute not in _DTYPES:
-        known = ", ".join(["auto", *_DTYPES, "int8"])
+        known = ", ".join(["auto", *_DTYPES, *_ROUNDED])
         raise InvalidRequestError(f"precision is one of {known}; got {precision!r}", field="precision")
-    return WeightFormat(_DTYPES[compute], torch.device(device), int8)
+    return WeightFormat(_DTYPES[compute], torch.device(device), precision == "int8", invariant, precision == "fp8")
+
+
+def check_invariant(fmt: WeightFormat, precision: str, head_dim: int) -> None:
+    """Raise `InvalidRequestError` if results would depend on the batch though they must not."""
+    if not fmt.invariant:
+        return
+    problem = None
+    if fmt.device.type == "cpu":
+        if precision not in _INVARIANT_ON_CPU:
+            problem = f"on a CPU it computes in float32, not in {precision}: take float32 or int8 (--precision)"
+        elif head_dim % HEAD_STEP:
+            problem = f"on a CPU heads must have a multiple of {HEAD_STEP} features, and this model's have {head_dim}"
+    elif precision == "int8":
+        problem = "on a GPU no product with int8 weights keeps its order: take bfloat16, fp8 or float32 (--precision)"
+    elif not has_triton():
+        problem = "on a GPU its kernels need Triton, which is not installed: pip install triton"
+    if problem is not None:
+        raise InvalidRequestError(f"invariant mode is not possible: {problem}, or leave it out", field="invariant")
 
 
 def gib(num_bytes: int) -> str:

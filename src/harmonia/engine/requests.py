@@ -177,6 +177,8 @@ class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):
     max_seq_len: int
     kv_cache_len: int
     precision: str
+    invariant: bool = False
+    """Results do not depend on what else is in a batch."""
     device: str
     plan: dict[str, object]
     """The memory plan, as `MemoryPlan.to_dict()` gives it."""

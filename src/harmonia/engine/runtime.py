@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-import torch
 
 from harmonia.config import EngineConfig
 from harmonia.engine.backbone import Backbone
 from harmonia.engine.engine import Engine
-from harmonia.engine.heap import Heap, keep_device_within
+from harmonia.engine.heap import DeviceHeap, Heap
 from harmonia.engine.insight import describe, merged_stats
 from harmonia.engine.instances import Instances, resolve_spawn
 from harmonia.engine.lanes import Lanes
@@ -20,6 +19,7 @@ from harmonia.engine.ledger import Ledger
 from harmonia.engine.loading import Load, Loader, PendingSpawn, Share
 from harmonia.engine.memory import InstanceNeed, Plan
 from harmonia.engine.pacing import Pacer
+from harmonia.engine.plan import BackboneKey
 from harmonia.engine.requests import (
     Answer,
     EngineDescription,
@@ -49,7 +49,7 @@ class Runtime:
         self._config = config
         self._lanes = Lanes()
         self._loader = Loader()
-        self._heap = Heap()
+        self._heap, self._device_heap = Heap(), DeviceHeap()
         self._pacer = Pacer(config.scheduler.training_share)
         self._next_lane = 0
         self._idle = False
@@ -72,7 +72,8 @@ class Runtime:
         lane = Instances(Engine(Backbone.read(source, key, plan, progress)), path)
         lane.add(key, SpawnSpec(path=path), InstanceNeed(name=key, mode="inference"))
         lane.is_permanent = True
-        runtime._lanes.add(lane, shared_as=(path, config.precision))
+        lane.engine.prepare()
+        runtime._lanes.add(lane, shared_as=BackboneKey(path, config.precision, config.invariant))
         return runtime
 
     # --------------------------------------------------------------------------------------------- the loop
@@ -86,31 +87,30 @@ class Runtime:
             if lane.engine.has_work:
                 outputs += lane.engine.step()
                 served |= not lane.engine.stalled
-        if served:
-            self._pacer.served(time.perf_counter() - started)
-        trained = (not served or self._pacer.may_train) and self._train(beside_serving=served)
+        self._pacer.stepped(started, served=served)
+        trained = self._train(beside_serving=served)
         if trained or served:
             self._keep_within_plan(time.perf_counter() - started)
         self._idle = not (served or trained or outputs)
         return outputs
 
     def _keep_within_plan(self, worked_s: float) -> None:
-        if self._lanes[0].engine.plan.device == "cuda":
-            keep_device_within(self._ledger.promised_bytes(with_runtime=False))
-        else:
-            self._heap.keep_within(self._ledger.promised_bytes(with_runtime=True), worked_s)
+        on_device = self._lanes[0].engine.plan.device == "cuda"
+        heap = self._device_heap if on_device else self._heap
+        heap.keep_within(lambda: self._ledger.promised_bytes(with_runtime=not on_device), worked_s)
 
     def _train(self, *, beside_serving: bool) -> bool:
-        """One slice, of each backbone in turn: whether there was one."""
-        for _ in self._lanes:
-            self._next_lane = (self._next_lane + 1) % len(self._lanes)
-            engine = self._lanes[self._next_lane].engine
+        """One slice, of each backbone in turn, unless serving left too little time for it: whether there was one."""
+        for index in range(len(self._lanes)):
+            turn = (self._next_lane + index) % len(self._lanes)
+            engine = self._lanes[turn].engine
             if engine.training.is_ready():
-                started = time.perf_counter()
-                engine.training.run_slice()
-                if engine.backbone.device.type == "cuda":
-                    torch.cuda.current_stream().synchronize()
-                self._pacer.trained(time.perf_counter() - started, beside_serving=beside_serving)
+                piece = engine.training.next_slice()
+                self._next_lane = turn
+                if beside_serving and not self._pacer.may_train(piece):
+                    return False
+                self._pacer.run(engine.training.run_slice, piece, engine.backbone.device, beside_serving=beside_serving)
+                self._next_lane = turn + 1
                 return True
         return False
 
@@ -177,29 +177,29 @@ class Runtime:
         """Make an instance; reads its backbone in a thread unless one is loaded that it can share."""
         self._check_name(name)
         spec = msgspec.structs.replace(spec, path=str(Path(spec.path).resolve()))
-        base, precision, need = resolve_spawn(name, spec, self._config)
+        base, need = resolve_spawn(name, spec, self._config)
         spawn = PendingSpawn(name, spec, need, answer, progress)
-        lane = None if need.full else self._lanes.shared(base, precision)
+        lane = None if need.full else self._lanes.shared(base)
         if lane is not None:
             value = self._place(lane, spawn)
             progress(1.0)
             answer.done(value)
             return
-        load = None if need.full else self._loader.find(base, precision)
+        load = None if need.full else self._loader.find(base)
         if load is None:
-            source = open_model(base)
+            source = open_model(base.path)
             plan = self._ledger.plan_new(source.path, source, spec, need)
             plan.memory.require()
-            load = self._loader.start(base, precision, source, plan, own_name=name if need.full else None)
+            load = self._loader.start(base, source, plan, own_name=name if need.full else None)
         load.waiting.append(spawn)
 
     def plan_spawn(self, spec: SpawnSpec) -> JsonObject:
         """The memory plan that a spawn would have, whether it fits or not."""
-        base, precision, need = resolve_spawn("", spec, self._config)
-        lane = None if need.full else self._lanes.shared(base, precision)
+        base, need = resolve_spawn("", spec, self._config)
+        lane = None if need.full else self._lanes.shared(base)
         if lane is not None:
             return self._ledger.replan(lane, need, spec.kv_cache_len).memory.to_dict()
-        source = open_model(base)
+        source = open_model(base.path)
         return self._ledger.plan_new(source.path, source, spec, need).memory.to_dict()
 
     def clone(self, instance: str, name: str, answer: Answer) -> None:
@@ -301,7 +301,7 @@ class Runtime:
     def _adopt(self, lane: Instances, plan: Plan) -> None:
         engine = lane.engine
         engine.backbone.plan = plan
-        engine.training.max_tokens, engine.training.num_kept = plan.max_batch_size, plan.num_kept
+        engine.training.reserve(plan.max_batch_size, plan.num_kept, plan.memory.num_whole)
 
     def _poll(self) -> None:
         """Go on with what threads have finished."""
@@ -309,10 +309,10 @@ class Runtime:
         for load in self._loader.finished():
             backbone = load.result()
             if backbone is not None:
-                self._open_lane(load, Instances(Engine(backbone), load.path))
+                self._open_lane(load, Instances(Engine(backbone), load.key.path))
 
     def _open_lane(self, load: Load, lane: Instances) -> None:
-        self._lanes.add(lane, (load.path, load.precision) if load.is_shared else None)
+        self._lanes.add(lane, load.key if load.is_shared else None)
         for spawn in load.waiting:
             try:
                 value = self._place(lane, spawn)
@@ -335,9 +335,21 @@ class Runtime:
             self._adopt(lane, plan)
             return self._spawned(lane, name)
         copy = InstanceNeed(name=name, mode="inference", scalar=need.scalar)
-        spec = SpawnSpec(path=lane.path, max_seq_len=backbone.plan.max_seq_len, scalar_head=need.scalar)
+        spec = _spec_of_copy(lane, need)
         plan = self._ledger.plan_new(Path(lane.path), backbone.decoder.config, spec, copy)
         plan.memory.require()
         new = lane.copied(instance, copy, spec, plan)
         self._lanes.add(new)
         return self._spawned(new, name)
+
+
+def _spec_of_copy(lane: Instances, need: InstanceNeed) -> SpawnSpec:
+    """What would have spawned the whole weights of an instance once more."""
+    plan = lane.engine.backbone.plan
+    return SpawnSpec(
+        path=lane.path,
+        max_seq_len=plan.max_seq_len,
+        scalar_head=need.scalar,
+        precision=plan.precision,
+        invariant=plan.config.invariant,
+    )

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from harmonia.engine.batch import Work
+from harmonia.engine.inputs import send
+from harmonia.engine.sequence import COLDEST
 from harmonia.kernels.sample import Penalties, SamplingTensors, sample
 from harmonia.kernels.splitmix import FACTORS, GOLDEN
 from harmonia.protocol.sampling import SamplingParams
 
 _GOLDEN = np.uint64(GOLDEN)
 _FACTORS = (np.uint64(FACTORS[0]), np.uint64(FACTORS[1]))
-_COLDEST = 1e-5
-"""Colder is greedy: dividing logits by less overflows fp32, and the best token is all but certain anyway."""
 
 
 class Sampler:
@@ -29,11 +29,12 @@ class Sampler:
 
     def __call__(self, logits_RV: Tensor, rows: tuple[Work, ...]) -> Tensor:
         """Next token of each row: ids_R, on the device."""
-        return sample(logits_RV, self._tensors(rows))
+        greedy = all(work.sequence.is_greedy for work in rows)
+        return sample(logits_RV, SamplingTensors() if greedy else self._tensors(rows))
 
     def _tensors(self, rows: tuple[Work, ...]) -> SamplingTensors:
         params = [work.sequence.sampling for work in rows]
-        temperatures = [settings.temperature if settings.temperature >= _COLDEST else 0.0 for settings in params]
+        temperatures = [settings.temperature if settings.temperature >= COLDEST else 0.0 for settings in params]
         random = any(temperatures)
         return SamplingTensors(
             temperature_R=self._floats(temperatures) if random else None,
@@ -56,7 +57,7 @@ class Sampler:
         if not any(settings.top_k for settings in params):
             return None
         counts = [min(settings.top_k or self._vocab_size, self._vocab_size) for settings in params]
-        return torch.tensor(counts, device=self._device)
+        return self._ints(counts)
 
     def _bias(self, params: list[SamplingParams]) -> tuple[Tensor, Tensor, Tensor] | None:
         entries = [
@@ -110,13 +111,13 @@ class Sampler:
         return self._floats(values) if any(value != neutral for value in values) else None
 
     def _floats(self, values: list[float] | tuple[float, ...]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self._device)
+        return send(np.array(values, dtype=np.float32), self._device)
 
     def _ints(self, values: list[int] | tuple[int, ...]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self._device)
+        return send(np.array(values, dtype=np.int64), self._device)
 
     def _put(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
+        return send(array, self._device)
 
 
 def draw_keys(seeds: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -106,30 +106,39 @@ class Scheduler:
     def publish(self, work: Work) -> None:
         """Index the blocks that a finished step completed."""
         sequence = work.sequence
-        if not self._prefix_caching or sequence.epoch != work.epoch or sequence.state is not State.RUNNING:
+        num_full = min(work.start + work.count, sequence.num_tokens) // self.pool.block_size
+        if num_full <= sequence.num_published or not self._prefix_caching:
+            return
+        if sequence.epoch != work.epoch or sequence.state is not State.RUNNING:
             return
         sequence.extend_chain(self.pool.block_size)
-        num_full = min(work.start + work.count, sequence.num_tokens) // self.pool.block_size
         for index in range(sequence.num_published, num_full):
             self.pool.publish(sequence.blocks[index], sequence.chain[index])
             self._unpend(sequence, index)
-        sequence.num_published = max(sequence.num_published, num_full)
+        sequence.num_published = num_full
 
     # ------------------------------------------------------------------------------------------- one step
 
     def schedule(self) -> Batch | None:
         """The next step's batch, or None when nothing can run."""
-        ready = [sequence for sequence in self.running if not sequence.is_blocked]
-        work = self._continue_each([item for item in ready if item.num_remaining == 1], self._budget)
+        decodes: list[Sequence] = []
+        prefills: list[Sequence] = []
+        for sequence in self.running:
+            if not sequence.is_blocked:
+                (decodes if sequence.num_remaining == 1 else prefills).append(sequence)
+        num_preemptions = self.num_preemptions
+        work, _ = self._continue_each(decodes, self._budget)
         # While others generate, a long prompt must not stall them.
         budget = min(self._budget - len(work), self._prefill_budget) if work else self._budget
-        prefills = self._continue_each([item for item in ready if item.num_remaining > 1], budget)
-        budget -= sum(item.count for item in prefills)
-        work = [item for item in work + prefills if self._still_holds(item)]
+        chunks, budget = self._continue_each(prefills, budget)
+        work += chunks
+        if num_preemptions != self.num_preemptions:
+            work = [item for item in work if self._still_holds(item)]
         self._admit(work, budget)
         return build_batch(work, self._block_table, self.pool.block_size) if work else None
 
-    def _continue_each(self, sequences: list[Sequence], budget: int) -> list[Work]:
+    def _continue_each(self, sequences: list[Sequence], budget: int) -> tuple[list[Work], int]:
+        """What they do in this step, and the budget that is left."""
         work: list[Work] = []
         for sequence in sequences:
             if budget == 0:
@@ -138,7 +147,7 @@ class Scheduler:
             if item is not None:
                 work.append(item)
                 budget -= item.count
-        return work
+        return work, budget
 
     @staticmethod
     def _still_holds(item: Work) -> bool:
@@ -153,12 +162,12 @@ class Scheduler:
             return None  # preempted for an older one in this very step
         count = min(sequence.num_remaining, budget)
         needed = self._blocks_needed(sequence, count)
-        while needed > self.pool.num_available:
+        while needed and needed > self.pool.num_available:
             victim = self._victim()
             self._preempt(victim)
             if victim is sequence:
                 return None
-        return self._take(sequence, count)
+        return self._take(sequence, count, needed)
 
     def _victim(self) -> Sequence:
         """The newest sequence, one that is paused before one that runs."""
@@ -166,6 +175,9 @@ class Scheduler:
 
     def _admit(self, work: list[Work], budget: int) -> None:
         """Start waiting sequences while budget, slots and blocks last."""
+        if not self.waiting:
+            self._head_blocked_since = None
+            return
         now = time.monotonic()
         head_blocked, num_tries = False, 0
         for index, sequence in enumerate(list(self.waiting)):
@@ -176,7 +188,7 @@ class Scheduler:
             count = self._try_start(sequence, budget)
             if count:
                 sequence.started_s = sequence.started_s or now
-                work.append(self._take(sequence, count))
+                work.append(self._take(sequence, count, self._blocks_needed(sequence, count)))
                 budget -= count
                 continue
             num_tries += 1
@@ -241,13 +253,12 @@ class Scheduler:
             self.num_prefix_hits += sequence.num_computed
             self.num_prefix_queries += sequence.num_prompt
 
-    def _take(self, sequence: Sequence, count: int) -> Work:
-        """Give a running sequence the blocks for its next `count` tokens and count them as computed."""
-        needed = self._blocks_needed(sequence, count)
-        if needed:
+    def _take(self, sequence: Sequence, count: int, num_blocks: int) -> Work:
+        """Give a running sequence the blocks that its next `count` tokens need and count them as computed."""
+        if num_blocks:
             have = len(sequence.blocks)
-            sequence.blocks += self.pool.allocate(needed)
-            self._block_table[sequence.slot, have : have + needed] = sequence.blocks[have:]
+            sequence.blocks += self.pool.allocate(num_blocks)
+            self._block_table[sequence.slot, have : have + num_blocks] = sequence.blocks[have:]
         start = sequence.num_computed
         samples = count == sequence.num_remaining
         sequence.num_computed += count
@@ -256,7 +267,8 @@ class Scheduler:
         return Work(sequence, start, count, sequence.epoch, samples)
 
     def _blocks_needed(self, sequence: Sequence, count: int) -> int:
-        return max(0, -(-(sequence.num_computed + count) // self.pool.block_size) - len(sequence.blocks))
+        num_blocks = -(-(sequence.num_computed + count) // self.pool.block_size)
+        return num_blocks - len(sequence.blocks) if num_blocks > len(sequence.blocks) else 0
 
     def _preempt(self, sequence: Sequence) -> None:
         self.num_preemptions += 1

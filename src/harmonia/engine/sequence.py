@@ -13,6 +13,9 @@ from harmonia.engine.requests import SequenceRequest, TokenScore, unpack_ids
 from harmonia.protocol.sampling import SamplingParams
 from harmonia.train.scalar_head import ScalarHead
 
+COLDEST = 1e-5
+"""Colder is greedy: dividing logits by less overflows fp32, and the best token is all but certain anyway."""
+
 
 @dataclass(frozen=True, slots=True)
 class Instance:
@@ -62,6 +65,14 @@ class Sequence:
     max_total: int
     stop_ids: frozenset[int]
     seed: int
+    is_greedy: bool
+    """Its next token is the likeliest one, and nothing edits the logits before."""
+    generates: bool
+    """Tokens are sampled, not only read."""
+    reads_more: bool
+    """Something is read of it beside the next tokens and their log-probabilities."""
+    needs_history: bool
+    """Its penalties count the tokens so far, so the last one must have been read."""
     state: State = State.WAITING
     slot: int = -1
     """Row of the sequence in the arrays of the running ones."""
@@ -104,6 +115,10 @@ class Sequence:
             max_total=len(tokens),
             stop_ids=stop_ids,
             seed=secrets.randbits(64) if sampling.seed is None else sampling.seed,
+            is_greedy=not request.constrained and _is_greedy(sampling),
+            generates=request.generates,
+            reads_more=not request.generates or sampling.prompt_logprobs is not None,
+            needs_history=_needs_history(sampling),
         )
 
     @property
@@ -124,24 +139,18 @@ class Sequence:
     @property
     def num_remaining(self) -> int:
         """Tokens that still have to pass through the model before the next one can be sampled."""
-        return self.num_total - self.num_computed
+        return self.num_tokens + self.num_sampling - self.num_computed
 
     @property
     def is_blocked(self) -> bool:
         """It must not be scheduled now: paused, complete once read, or in need of what is still in flight."""
         if self.held:
             return True
-        if self.num_sampling and (not self.request.generates or self.needs_history or self.state is State.WAITING):
+        if self.num_sampling and (not self.generates or self.needs_history or self.state is State.WAITING):
             return True
-        if self.num_total >= self.max_total and self.request.generates:
+        if self.num_tokens + self.num_sampling >= self.max_total and self.generates:
             return True
         return self.request.constrained and self.num_generated + self.num_sampling not in self.masks
-
-    @property
-    def needs_history(self) -> bool:
-        """Its penalties count the tokens so far, so the last one must have been read."""
-        sampling = self.sampling
-        return bool(sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty)
 
     @property
     def awaits_first_token(self) -> bool:
@@ -170,7 +179,8 @@ class Sequence:
 
     def extend_chain(self, block_size: int) -> None:
         """Bring the chain of block keys up to the known tokens."""
-        extend_chain(self.chain, self.instance.root, self.tokens[: self.num_tokens], block_size)
+        if len(self.chain) < self.num_tokens // block_size:
+            extend_chain(self.chain, self.instance.root, self.tokens[: self.num_tokens], block_size)
 
     def forget_progress(self) -> list[int]:
         """Back to waiting with nothing computed: the blocks to release."""
@@ -182,3 +192,12 @@ class Sequence:
             self.prompt_scores.clear()
             self.values.clear()
         return blocks
+
+
+def _is_greedy(sampling: SamplingParams) -> bool:
+    edits = sampling.logit_bias, sampling.min_tokens, sampling.presence_penalty, sampling.frequency_penalty
+    return sampling.temperature < COLDEST and sampling.repetition_penalty == 1 and not any(edits)
+
+
+def _needs_history(sampling: SamplingParams) -> bool:
+    return bool(sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty)

@@ -7,10 +7,12 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
 
 from harmonia.protocol.messages import Histogram
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, float("inf"))
+_MANY = 1024
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, float("inf"))
 
 
@@ -39,6 +41,13 @@ class Distribution:
         self.counts[bisect.bisect_left(self.bounds, value)] += 1
         self.total += value
 
+    def observe_all(self, values: list[float]) -> None:
+        """Count many values at once."""
+        places = np.searchsorted(self.bounds, values)
+        for place, count in enumerate(np.bincount(places, minlength=len(self.bounds)).tolist()):
+            self.counts[place] += count
+        self.total += sum(values)
+
     def snapshot(self) -> Histogram:
         """Cumulative counts, as Prometheus wants them."""
         cumulative, seen = [], 0
@@ -60,9 +69,23 @@ class ModelStats:
     ttft_seconds: Distribution = field(default_factory=_seconds)
     inter_token_seconds: Distribution = field(default_factory=_seconds)
     queue_seconds: Distribution = field(default_factory=_seconds)
+    _gaps: list[float] = field(default_factory=list)
+    """Times between tokens that are not in the distribution yet: one by one they would cost a step its time."""
+
+    def note_token(self, gap_s: float) -> None:
+        """A token came so long after the one before it."""
+        self._gaps.append(gap_s)
+        if len(self._gaps) == _MANY:
+            self._settle()
+
+    def _settle(self) -> None:
+        if self._gaps:
+            self.inter_token_seconds.observe_all(self._gaps)
+            self._gaps.clear()
 
     def histograms(self) -> dict[str, Histogram]:
         """All distributions by name."""
+        self._settle()
         return {
             "ttft_seconds": self.ttft_seconds.snapshot(),
             "inter_token_seconds": self.inter_token_seconds.snapshot(),

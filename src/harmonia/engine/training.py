@@ -19,12 +19,13 @@ from harmonia.models.decoder import Decoder
 from harmonia.protocol.base import JsonObject
 from harmonia.protocol.losses import Dpo, Loss, Ranking
 from harmonia.train.losses import Evaluable, check, pair_tangents
-from harmonia.train.microbatch import Item, MicroBatch
+from harmonia.train.microbatch import Item, MicroBatch, Slice
 from harmonia.train.samples import Sample
 from harmonia.train.weights import TrainedWeights
 
 FLUSH_S = 0.005
 """A partly filled micro-batch runs when its instance got no further call for so long."""
+_COMMAND, _BEGIN = Slice("command", 1), Slice("begin", 1)
 
 
 @dataclass(slots=True, eq=False)
@@ -134,15 +135,23 @@ class Training:
         self._again: deque[tuple[Trainer, Call, int]] = deque()
         """Sides of long pairs that were read and now train alone: (trainer, call, side)."""
         self._probes: deque[tuple[Trainer, Call]] = deque()
-        self._running: Iterator[None] | None = None
+        self._running: Iterator[Slice] | None = None
+        self._upcoming = _BEGIN
+        """What `_running` does next."""
         self._batch: list[tuple[Trainer, Call]] = []
         self.trainers: dict[str, Trainer] = {}
         self.max_tokens = 0
         """Tokens of a micro-batch: the largest `max_batch_size`, for which activations are reserved."""
         self.num_kept = 0
         """Layers that keep their activations."""
+        self.num_whole = 0
+        """Layers of these that keep all of them; see kernels/again.py."""
         self.num_tokens = 0
         self.num_microbatches = 0
+
+    def reserve(self, max_tokens: int, num_kept: int, num_whole: int) -> None:
+        """Take over what memory was planned for."""
+        self.max_tokens, self.num_kept, self.num_whole = max_tokens, num_kept, num_whole
 
     def add(self, trainer: Trainer) -> None:
         """Begin to train an instance."""
@@ -183,6 +192,12 @@ class Training:
             return True
         return bool(self._packable(time.monotonic()))
 
+    def next_slice(self) -> Slice:
+        """What `run_slice` would run."""
+        if any(self._barrier_of(trainer, blocked=False) for trainer in self.trainers.values()):
+            return _COMMAND
+        return _BEGIN if self._running is None else self._upcoming
+
     def run_slice(self) -> None:
         """One slice of the micro-batch in progress, or a command whose turn has come."""
         for trainer in self.trainers.values():
@@ -193,7 +208,12 @@ class Training:
                 return
         if self._running is None:
             self._begin()
-        if self._running is not None and next(self._running, self) is self:
+        if self._running is None:
+            return
+        upcoming = next(self._running, None)
+        if upcoming is not None:
+            self._upcoming = upcoming
+        else:
             self._running = None
             self._end()
 
@@ -259,7 +279,8 @@ class Training:
         self._batch = batch
         self.num_microbatches += 1
         self.num_tokens += sum(item.num_tokens for item in items)
-        self._running = MicroBatch(self._decoder, items, num_kept=self.num_kept).run()
+        running = MicroBatch(self._decoder, items, num_kept=self.num_kept, num_whole=self.num_whole)
+        self._running = running.run()
 
     def _end(self) -> None:
         batch, self._batch = self._batch, []
@@ -277,7 +298,7 @@ class Training:
         def note(_: Tensor, values: tuple[Tensor, ...]) -> None:
             sums.append(float(values[0].sum()))
 
-        def read() -> Iterator[None]:
+        def read() -> Iterator[Slice]:
             for side in call.sides:
                 item = Item((side,), None, weights.slot, weights.head, note)
                 yield from MicroBatch(self._decoder, [item], num_kept=0).run()

@@ -13,13 +13,14 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from harmonia.kernels import native
+from harmonia.kernels import gpu, native
 from harmonia.kernels.native import Impl, kernel
 from harmonia.kernels.native_code import exp, float32, float32s, int64s, part, share
 
 Activation = Literal["silu", "gelu_tanh"]
 
 _FEATURES_PER_THREAD = 8192
+_UNIT = 256
 
 
 def gated_activation(gate_up_TF2: Tensor, activation: Activation, impl: Impl = "auto") -> Tensor:
@@ -33,20 +34,33 @@ class _GatedActivation(Function):
     @staticmethod
     def forward(ctx: Any, gate_up_TF2: Tensor, activation: Activation, impl: Impl) -> Tensor:
         ctx.save_for_backward(gate_up_TF2)
-        ctx.activation, ctx.impl = activation, impl
+        ctx.activation, ctx.impl, ctx.again = activation, impl, _again
         return _forward(gate_up_TF2, activation, impl)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out_TF: Tensor) -> tuple[Tensor, None, None]:
         (gate_up_TF2,) = ctx.saved_tensors
+        if ctx.impl == "triton" or (ctx.impl == "auto" and gpu.usable(gate_up_TF2, d_out_TF)):
+            from harmonia.kernels.activation_triton import gated_activation_backward_triton
+
+            return gated_activation_backward_triton(gate_up_TF2, d_out_TF, ctx.activation), None, None
         fits = native.usable(gate_up_TF2, d_out_TF)
         if ctx.impl == "eager" or (ctx.impl == "auto" and not fits):
             return _backward_eager(gate_up_TF2, d_out_TF, ctx.activation), None, None
         return _backward_native(gate_up_TF2.contiguous(), d_out_TF.contiguous(), ctx.activation), None, None
 
 
+def _again(ctx: Any) -> tuple[Tensor]:
+    """The output; see again.py."""
+    return (_forward(ctx.saved_tensors[0], ctx.activation, ctx.impl),)
+
+
 def _forward(gate_up_TF2: Tensor, activation: Activation, impl: Impl) -> Tensor:
+    if impl == "triton" or (impl == "auto" and gpu.usable(gate_up_TF2)):
+        from harmonia.kernels.activation_triton import gated_activation_triton  # a CPU install has no Triton
+
+        return gated_activation_triton(gate_up_TF2, activation)
     if impl == "eager" or (impl == "auto" and not native.usable(gate_up_TF2)):
         return _forward_eager(gate_up_TF2, activation)
     gate_up_TF2 = gate_up_TF2.contiguous()
@@ -88,7 +102,7 @@ def _backward_native(gate_up_TF2: Tensor, d_out_TF: Tensor, activation: Activati
 @kernel("qqqq")
 def _gated_silu(arguments: int, thread: int, num_threads: int) -> None:
     gate_up, out, rows, size = int64s(arguments, 4)
-    first, stop = share(rows * size, thread, num_threads)
+    first, stop = _share(rows, size, thread, num_threads)
     while first < stop:
         gate_F, up_F, out_F = _rest_of_row(gate_up, out, first, stop, size)
         for f in range(len(out_F)):
@@ -100,7 +114,7 @@ def _gated_silu(arguments: int, thread: int, num_threads: int) -> None:
 @kernel("qqqq")
 def _gated_gelu(arguments: int, thread: int, num_threads: int) -> None:
     gate_up, out, rows, size = int64s(arguments, 4)
-    first, stop = share(rows * size, thread, num_threads)
+    first, stop = _share(rows, size, thread, num_threads)
     while first < stop:
         gate_F, up_F, out_F = _rest_of_row(gate_up, out, first, stop, size)
         for f in range(len(out_F)):
@@ -114,7 +128,7 @@ def _gated_gelu(arguments: int, thread: int, num_threads: int) -> None:
 @kernel("qqqqq")
 def _silu_backward(arguments: int, thread: int, num_threads: int) -> None:
     gate_up, d_out, d_gate_up, rows, size = int64s(arguments, 5)
-    first, stop = share(rows * size, thread, num_threads)
+    first, stop = _share(rows, size, thread, num_threads)
     while first < stop:
         gate_F, up_F, d_out_F = _rest_of_row(gate_up, d_out, first, stop, size)
         d_gate_F, d_up_F, _ = _rest_of_row(d_gate_up, d_out, first, stop, size)
@@ -129,7 +143,7 @@ def _silu_backward(arguments: int, thread: int, num_threads: int) -> None:
 @kernel("qqqqq")
 def _gelu_backward(arguments: int, thread: int, num_threads: int) -> None:
     gate_up, d_out, d_gate_up, rows, size = int64s(arguments, 5)
-    first, stop = share(rows * size, thread, num_threads)
+    first, stop = _share(rows, size, thread, num_threads)
     while first < stop:
         gate_F, up_F, d_out_F = _rest_of_row(gate_up, d_out, first, stop, size)
         d_gate_F, d_up_F, _ = _rest_of_row(d_gate_up, d_out, first, stop, size)
@@ -144,6 +158,18 @@ def _gelu_backward(arguments: int, thread: int, num_threads: int) -> None:
             d_gate_F[f] = d_y * up_F[f] * sigmoid * (float32(1) + near * (float32(1) - sigmoid) * slope)
             d_up_F[f] = d_y * x * sigmoid
         first += len(d_out_F)
+
+
+@part
+def _share(rows: int, size: int, thread: int, num_threads: int) -> tuple[int, int]:
+    """Flat indices of a thread's first feature and of the one after its last.
+
+    Rows are cut at multiples of 256 only: vector instructions divide a little differently from those for the few
+    numbers that are left over, and which these are may not depend on the batch.
+    """
+    units = (size + _UNIT - 1) // _UNIT
+    first, stop = share(rows * units, thread, num_threads)
+    return first // units * size + first % units * _UNIT, stop // units * size + stop % units * _UNIT
 
 
 @part

@@ -1,48 +1,19 @@
 """Attention over a paged key/value cache.
 
 Shapes: T tokens of the batch, S sequences, H query heads, G key/value heads, D head size, N blocks, P tokens per block,
-M blocks of the longest sequence.
+B blocks of all sequences of the batch, L queries of a sequence, C tokens of its context.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from harmonia.kernels import native
+from harmonia.kernels import gpu, native
 from harmonia.kernels.attention_native import paged_attention_native, write_cache_native
 from harmonia.kernels.native import Impl
-
-NO_WINDOW = 0
-
-
-@dataclass(slots=True)
-class LayerCache:
-    """Keys and values of one layer; replaced when the cache grows."""
-
-    k_NPGD: Tensor
-    v_NPGD: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class PagedLayout:
-    """Where the tokens of a batch stand in the cache. Sequences with a single token (decodes) come first."""
-
-    slots_T: Tensor
-    """int64: block * P + offset at which each token's key and value are kept."""
-    block_table_SM: Tensor
-    """int32: blocks of each sequence in order; the rest of a row is unused."""
-    context_lens_S: Tensor
-    """int32: tokens of each sequence in the cache after this step's were written."""
-    query_lens: tuple[int, ...]
-    """Tokens of each sequence in this batch, on the host."""
-    context_lens: tuple[int, ...]
-    """`context_lens_S` on the host."""
-    num_decodes: int
-    """The first so many sequences have one token each."""
+from harmonia.kernels.pages import NO_WINDOW, LayerCache, PagedLayout
 
 
 def write_cache(k_TGD: Tensor, v_TGD: Tensor, cache: LayerCache, slots_T: Tensor, impl: Impl = "auto") -> None:
@@ -50,8 +21,8 @@ def write_cache(k_TGD: Tensor, v_TGD: Tensor, cache: LayerCache, slots_T: Tensor
     if impl == "native" or (impl == "auto" and native.usable(k_TGD, v_TGD, cache.k_NPGD)):
         write_cache_native(k_TGD, v_TGD, cache.k_NPGD, cache.v_NPGD, slots_T)
         return
-    cache.k_NPGD.flatten(0, 1).index_copy_(0, slots_T, k_TGD)
-    cache.v_NPGD.flatten(0, 1).index_copy_(0, slots_T, v_TGD)
+    cache.k_NPGD.flatten(0, 1).index_copy_(0, slots_T.long(), k_TGD)
+    cache.v_NPGD.flatten(0, 1).index_copy_(0, slots_T.long(), v_TGD)
 
 
 def paged_attention(
@@ -66,16 +37,22 @@ def paged_attention(
             q_THD,
             cache.k_NPGD,
             cache.v_NPGD,
-            layout.block_table_SM,
+            layout.blocks_B,
+            layout.block_starts_S,
             layout.query_lens,
             layout.context_lens,
             scale,
             window,
         )
+    if impl == "triton" or (impl == "auto" and gpu.usable(q_THD, cache.k_NPGD)):
+        from harmonia.kernels.attention_triton import paged_attention_triton  # a CPU install has no Triton
+
+        return paged_attention_triton(q_THD, cache.k_NPGD, cache.v_NPGD, layout, scale, window)
     out_THD = torch.empty_like(q_THD)
     start = 0
-    for row, (num_queries, context_len) in enumerate(zip(layout.query_lens, layout.context_lens, strict=True)):
-        k_CGD, v_CGD = _gather(cache, layout.block_table_SM[row], context_len)
+    first_blocks = layout.block_starts_S.tolist()
+    for first, num_queries, context_len in zip(first_blocks, layout.query_lens, layout.context_lens, strict=True):
+        k_CGD, v_CGD = _gather(cache, layout.blocks_B[first:], context_len)
         stop = start + num_queries
         out_THD[start:stop] = dense_attention(q_THD[start:stop], k_CGD, v_CGD, scale, window)
         start = stop
@@ -101,8 +78,8 @@ def dense_attention(q_LHD: Tensor, k_CGD: Tensor, v_CGD: Tensor, scale: float, w
     return out_HLD.transpose(0, 1)
 
 
-def _gather(cache: LayerCache, blocks_M: Tensor, context_len: int) -> tuple[Tensor, Tensor]:
+def _gather(cache: LayerCache, blocks_B: Tensor, context_len: int) -> tuple[Tensor, Tensor]:
     block_size = cache.k_NPGD.shape[1]
-    blocks = blocks_M[: -(-context_len // block_size)].long()
+    blocks = blocks_B[: -(-context_len // block_size)].long()
     k_CGD = cache.k_NPGD[blocks].flatten(0, 1)[:context_len]
     return k_CGD, cache.v_NPGD[blocks].flatten(0, 1)[:context_len]

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from harmonia.kernels import native
+from harmonia.kernels import gpu, native
 from harmonia.kernels.native import Impl, kernel
 from harmonia.kernels.native_code import exp, float32, float32s, float64, float64s, int64s, part, share
 
@@ -23,12 +23,30 @@ _RUN = 1024  # summed in fp32 before it is added in fp64
 def token_logprobs(logits_RV: Tensor, ids_R: Tensor, log_sum_R: Tensor | None = None) -> Tensor:
     """Log-probability of one token per row: logprobs_R. `log_sum_R` are the rows' `log_sums`, if they are known."""
     logits_RV = logits_RV.float()
-    chosen_R = logits_RV.gather(1, ids_R[:, None])[:, 0]
-    return chosen_R - (log_sums(logits_RV) if log_sum_R is None else log_sum_R)
+    if log_sum_R is None:
+        return summed_logprobs(logits_RV, ids_R)[1]
+    return logits_RV.gather(1, ids_R[:, None])[:, 0] - log_sum_R
+
+
+def summed_logprobs(logits_RV: Tensor, ids_R: Tensor, impl: Impl = "auto") -> tuple[Tensor, Tensor]:
+    """(`log_sums`, `token_logprobs`) of fp32 logits: on a GPU in one pass over them."""
+    if not _is_triton(logits_RV, impl):
+        log_sum_R = log_sums(logits_RV, impl)
+        return log_sum_R, token_logprobs(logits_RV, ids_R, log_sum_R)
+    # imported where it runs: a CPU install has no Triton
+    from harmonia.kernels import logprobs_triton
+
+    log_sum_R, logprob_R = logprobs_triton.log_sums(logits_RV, ids_R.contiguous())
+    assert logprob_R is not None
+    return log_sum_R, logprob_R
 
 
 def log_sums(logits_RV: Tensor, impl: Impl = "auto") -> Tensor:
     """Logarithm of each row's sum of exponentials, what a logit exceeds its log-probability by: log_sum_R in fp32."""
+    if _is_triton(logits_RV, impl):
+        from harmonia.kernels import logprobs_triton
+
+        return logprobs_triton.log_sums(logits_RV)[0]
     if not _is_native(logits_RV, impl):
         return torch.logsumexp(logits_RV, dim=-1)
     largest_R, log_sum_R = logits_RV.amax(dim=-1), logits_RV.new_empty(logits_RV.shape[0])
@@ -39,6 +57,10 @@ def log_sums(logits_RV: Tensor, impl: Impl = "auto") -> Tensor:
 
 def entropies(logits_RV: Tensor, log_sum_R: Tensor, impl: Impl = "auto") -> Tensor:
     """Entropy of each row's distribution in nats, the mean of how far logits are below the log-sum: entropy_R."""
+    if _is_triton(logits_RV, impl):
+        from harmonia.kernels import logprobs_triton
+
+        return logprobs_triton.entropies(logits_RV, log_sum_R)
     if not _is_native(logits_RV, impl):
         below_RV = log_sum_R[:, None] - logits_RV
         return torch.where(below_RV > _LEAST, 0, torch.exp(-below_RV) * below_RV).sum(-1)
@@ -55,20 +77,27 @@ def logits_to_gradient(
     dlogprobs_R: Tensor,
     softcap: float | None = None,
     impl: Impl = "auto",
-) -> None:
-    """Turn logits, in place, into the gradient of `token_logprobs` with respect to them, times `dlogprobs_R`.
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The gradient of `token_logprobs` with respect to the logits, times `dlogprobs_R`: dlogits_RV in `dtype`.
 
-    dlogit = dlogprob * (one-hot(id) - softmax). If logit = softcap * tanh(score / softcap), then with respect to the
-    score: times 1 - (logit / softcap)^2.
+    The logits are overwritten. In fp32 the result is their memory; on a GPU in half precision too, in steps of twice
+    its row length. dlogit = dlogprob * (one-hot(id) - softmax). If logit = softcap * tanh(score / softcap), then with
+    respect to the score: times 1 - (logit / softcap)^2.
     """
+    ids_R, dlogprobs_R = ids_R.contiguous(), dlogprobs_R.contiguous()
+    if _is_triton(logits_RV, impl):
+        from harmonia.kernels import logprobs_triton
+
+        return logprobs_triton.logits_to_gradient(logits_RV, ids_R, log_sum_R, dlogprobs_R, softcap, dtype)
     if not _is_native(logits_RV, impl):
         _to_gradient_eager(logits_RV, ids_R, log_sum_R, dlogprobs_R, softcap)
-        return
-    ids_R, dlogprobs_R = ids_R.contiguous(), dlogprobs_R.contiguous()
+        return logits_RV.to(dtype)
     tensors = logits_RV, ids_R, log_sum_R, dlogprobs_R
     addresses = (tensor.data_ptr() for tensor in tensors)
     inverse_cap = 0.0 if softcap is None else 1 / softcap
     _gradient_rows.run(_threads(logits_RV), *addresses, *logits_RV.shape, inverse_cap)
+    return logits_RV.to(dtype)
 
 
 def top_logprobs(logits_RV: Tensor, num_best: int) -> tuple[Tensor, Tensor]:
@@ -95,6 +124,11 @@ def _to_gradient_eager(
 def _is_native(logits_RV: Tensor, impl: Impl) -> bool:
     fits = native.usable(logits_RV) and logits_RV.is_contiguous()
     return impl == "native" or (impl == "auto" and fits)
+
+
+def _is_triton(logits_RV: Tensor, impl: Impl) -> bool:
+    fits = impl == "auto" and gpu.usable(logits_RV) and logits_RV.dtype is torch.float32
+    return impl == "triton" or (fits and logits_RV.is_contiguous())
 
 
 def _threads(logits_RV: Tensor) -> int:

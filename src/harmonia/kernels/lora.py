@@ -1,58 +1,97 @@
 """Low-rank additions of several adapters in one batch (Hu et al., LoRA, 2021), and their gradients.
 
-Shapes: T tokens, K input features, N output features of all parts, M of one part, R rank rows of the arena, r of one
-adapter, S rank rows of all parts of a segment, t tokens of a segment.
+On a GPU the kernels of `lora_triton` and `lora_grad_triton` take all parts and adapters of a linear layer at once.
+Shapes: T tokens, K input features, N output features of all parts, M of one part, P parts, R rank rows of the arena,
+r of one adapter, S rank rows of all parts of a segment (or slots of a bank), t tokens of a segment, X tiles.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from harmonia.kernels import gpu, native
+from harmonia.kernels.lora_layout import (
+    LoraArena,
+    LoraLeaves,
+    LoraPart,
+    LoraRoutes,
+    LoraRows,
+    LoraSegment,
+    LoraTable,
+)
+from harmonia.kernels.lora_native import add_low_rank_native
 from harmonia.kernels.matmul_grad import linear, outer_sum
+from harmonia.kernels.native import Impl
 
+if TYPE_CHECKING:
+    from harmonia.kernels.lora_grad_triton import GradItems, LoraGradients
 
-@dataclass(frozen=True, slots=True)
-class LoraSegment:
-    """Neighbouring tokens of a batch that use the same adapter."""
-
-    start: int
-    stop: int
-    slot: int
-    """Row of the adapter in the bank's table."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoraRows:
-    """Where one adapter's rows stand in the arena of one matrix, and its scale; rank 0: not a target."""
-
-    offset: int
-    rank: int
-    scale: float
-
-
-@dataclass(frozen=True, slots=True)
-class LoraLeaves:
-    """One adapter's change of one matrix while it is trained: autograd leaves that are rows of the arena."""
-
-    a_rK: Tensor
-    b_rN: Tensor
-    scale: float
+__all__ = [
+    "LoraArena",
+    "LoraBatch",
+    "LoraLeaves",
+    "LoraPart",
+    "LoraRoutes",
+    "LoraRows",
+    "LoraSegment",
+    "LoraTable",
+    "LoraTerm",
+    "LoraTerms",
+    "PlacedLora",
+    "adapter_grads",
+    "add_adapters",
+    "add_lora",
+    "lora_grads",
+    "lora_leaves",
+    "lora_terms",
+]
 
 
 @dataclass(slots=True)
-class LoraPart:
-    """Arena of one part of a linear layer, shared by all adapters."""
+class LoraBatch:
+    """Which adapter each token of a batch uses; batches without any have none of these."""
 
-    a_RK: Tensor
-    b_RN: Tensor
-    rows_of_slot: list[LoraRows]
-    leaves: dict[int, LoraLeaves] = field(default_factory=dict)
-    """By slot, of adapters in training; the others are frozen."""
+    segments: tuple[LoraSegment, ...]
+    """Empty inside a captured graph, where only the device knows."""
+    slots_T: Tensor | None = None
+    """int32 on a GPU: slot of each token, or -1; made of the segments if None."""
+    _routes: LoraRoutes | None = None
+    grad_items: GradItems | None = None
+    """How the backward pass is cut up; made by the first layer that goes backward."""
+
+    @staticmethod
+    def of(segments: Sequence[LoraSegment], slots_T: Tensor | None = None) -> LoraBatch | None:
+        """None without segments."""
+        return LoraBatch(tuple(segments), slots_T) if segments else None
+
+    def routes(self, x_TK: Tensor, table: LoraTable) -> LoraRoutes:
+        """Found out when the first linear layer asks; later ones, and backward, use the same."""
+        if self._routes is None:
+            from harmonia.kernels import lora_triton  # imported where it runs: a CPU install has no Triton
+
+            if self.slots_T is None:
+                self.slots_T = self._device_slots(x_TK)
+            tiles_X4 = lora_triton.plan_tiles(self.slots_T, table)
+            max_tiles = self._max_tiles(len(x_TK), table)
+            self._routes = LoraRoutes(self.slots_T, tiles_X4, max_tiles, table.width, table.columns)
+        return self._routes
+
+    def _max_tiles(self, num_tokens: int, table: LoraTable) -> int:
+        width = table.width
+        if self.segments:
+            return sum(-(-len(table.ranges[slot]) // width) for slot in {segment.slot for segment in self.segments})
+        return min(len(table.ranges) + table.num_rows // width, num_tokens * (table.columns // width))
+
+    def _device_slots(self, x_TK: Tensor) -> Tensor:
+        slots_T = torch.full((len(x_TK),), -1, dtype=torch.int32)
+        for segment in self.segments:
+            slots_T[segment.start : segment.stop] = segment.slot
+        return slots_T.to(x_TK.device, non_blocking=True)
 
 
 class PlacedLora(NamedTuple):
@@ -78,6 +117,34 @@ class LoraTerms(NamedTuple):
 
     tokens: slice
     terms: list[LoraTerm]
+    slot: int
+
+
+def add_adapters(
+    y_TN: Tensor,
+    x_TK: Tensor,
+    placed: Sequence[PlacedLora],
+    batch: LoraBatch,
+    impl: Impl = "auto",
+    *,
+    invariant: bool = False,
+) -> None:
+    """Add what the adapters of a batch change to all parts of y, in place.
+
+    `invariant`: what is added to a token's features is the same bits in every batch; without, it differs by rounding.
+    """
+    arena = placed[0].part.arena if placed else None
+    if arena is None or not _takes_triton(x_TK, impl):
+        for start, size, part in placed:
+            add_lora(y_TN[:, start : start + size], x_TK, part.a_RK, part.b_RN, part.rows_of_slot, batch.segments)
+    elif len(x_TK):
+        from harmonia.kernels import lora_decode_triton
+
+        lora_decode_triton.add_low_rank(y_TN, x_TK, arena, batch.routes(x_TK, arena.table), invariant=invariant)
+
+
+def _takes_triton(x_TK: Tensor, impl: Impl) -> bool:
+    return impl == "triton" or (impl == "auto" and gpu.usable(x_TK))
 
 
 def add_lora(
@@ -93,9 +160,11 @@ def add_lora(
         rows = rows_of_slot[segment.slot]
         if rows.rank == 0:
             continue
-        stop = rows.offset + rows.rank
-        low_TR = x_TK[segment.start : segment.stop] @ a_RK[rows.offset : stop].T
-        y_TN[segment.start : segment.stop].addmm_(low_TR, b_RN[rows.offset : stop], alpha=rows.scale)
+        tokens, used = slice(segment.start, segment.stop), slice(rows.offset, rows.offset + rows.rank)
+        if native.usable(y_TN, x_TK):
+            add_low_rank_native(y_TN[tokens], x_TK[tokens], a_RK[used], b_RN[used], rows.scale)
+        else:
+            y_TN[tokens].addmm_(x_TK[tokens] @ a_RK[used].T, b_RN[used], alpha=rows.scale)
 
 
 def lora_terms(placed: Sequence[PlacedLora], segments: Sequence[LoraSegment]) -> list[LoraTerms]:
@@ -110,7 +179,7 @@ def lora_terms(placed: Sequence[PlacedLora], segments: Sequence[LoraSegment]) ->
                 leaves = part.leaves.get(segment.slot)
                 terms.append(LoraTerm(slice(start, start + size), part.a_RK[used], part.b_RN[used], rows.scale, leaves))
         if terms and segment.stop > segment.start:
-            found.append(LoraTerms(slice(segment.start, segment.stop), terms))
+            found.append(LoraTerms(slice(segment.start, segment.stop), terms, segment.slot))
     return found
 
 
@@ -118,6 +187,57 @@ def lora_leaves(segments: Sequence[LoraTerms]) -> list[Tensor]:
     """A and B of every term in training, in the order in which `lora_grads` returns their gradients."""
     trained = (term.leaves for segment in segments for term in segment.terms if term.leaves is not None)
     return [leaf for leaves in trained for leaf in (leaves.a_rK, leaves.b_rN)]
+
+
+def adapter_grads(
+    x_TK: Tensor | None,
+    dy_TN: Tensor,
+    dx_TK: Tensor | None,
+    placed: Sequence[PlacedLora],
+    batch: LoraBatch,
+    terms: Sequence[LoraTerms],
+    impl: Impl = "auto",
+    *,
+    fast: bool,
+) -> list[Tensor | None]:
+    """Gradients of `lora_leaves(terms)` in fp32; adds to `dx_TK` in place what goes through every adapter.
+
+    `x_TK` is needed for leaves only. A leaf that is there twice gets all of its gradient in the first place.
+    """
+    arena = placed[0].part.arena if placed else None
+    if not terms or arena is None or not _takes_triton(dy_TN, impl):
+        return [*lora_grads(x_TK, dy_TN, dx_TK, terms, fast=fast)]
+    is_trained = any(term.leaves is not None for segment in terms for term in segment.terms)
+    if dx_TK is None and not is_trained:
+        return []
+    from harmonia.kernels import lora_grad_triton
+
+    routes = batch.routes(dy_TN, arena.table)
+    if batch.grad_items is None:
+        batch.grad_items = lora_grad_triton.grad_items(batch.segments, arena.table, routes)
+    found = lora_grad_triton.lora_gradients(x_TK if is_trained else None, dy_TN, dx_TK, arena, routes, batch.grad_items)
+    return [] if found is None else _split_gradients(found, batch.grad_items, arena, terms)
+
+
+def _split_gradients(
+    found: LoraGradients, items: GradItems, arena: LoraArena, segments: Sequence[LoraTerms]
+) -> list[Tensor | None]:
+    grads: list[Tensor | None] = []
+    seen: set[int] = set()
+    for segment in segments:
+        tiles = slice(*items.tiles[segment.slot])
+        for term in segment.terms:
+            if term.leaves is None:
+                continue
+            if segment.slot in seen:
+                grads += [None, None]
+                continue
+            part, rank = arena.starts.index(term.columns.start), len(term.a_rK)
+            before = sum(arena.sizes[:part])
+            grads.append(found.a_XPWK[tiles, part].flatten(0, 1)[:rank])
+            grads.append(found.b_XWN[tiles].flatten(0, 1)[:rank, before : before + arena.sizes[part]])
+        seen.add(segment.slot)
+    return grads
 
 
 def lora_grads(
@@ -128,7 +248,7 @@ def lora_grads(
     The parts of a segment share their products with x and dx, whatever their ranks. `x_TK` is needed for leaves only.
     """
     grads: list[Tensor] = []
-    for tokens, terms in segments:
+    for tokens, terms, _ in segments:
         is_trained = any(term.leaves is not None for term in terms)
         if dx_TK is None and not is_trained:
             continue

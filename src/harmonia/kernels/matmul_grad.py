@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from harmonia.kernels.fp8 import fp8_input_grad
+from harmonia.kernels.fp8_weight import Fp8Weight
 from harmonia.kernels.matmul_native import dequantised_parts, onednn_linear
 from harmonia.kernels.native import Impl
 from harmonia.kernels.weight import HAS_ONEDNN, PANEL, DenseWeight, Int8Weight, Weight
@@ -42,6 +44,8 @@ def outer_sum(u_TM: Tensor, v_TN: Tensor, *, fast: bool) -> Tensor:
 
 def input_grad(dy_TN: Tensor, weight: Weight, *, fast: bool) -> Tensor:
     """dy W: dx_TK, in the type of dy."""
+    if isinstance(weight, Fp8Weight):
+        return fp8_input_grad(dy_TN, weight, "auto" if fast or dy_TN.is_cuda else "eager")
     if isinstance(weight, DenseWeight) and (weight.packed is None or not fast):
         return onednn_linear(dy_TN, weight.weight_NK.T) if fast else dy_TN @ weight.dense()
     if isinstance(weight, DenseWeight):
@@ -66,9 +70,26 @@ def weight_grad(x_TK: Tensor, dy_TN: Tensor, weight: DenseWeight, *, fast: bool)
     return outer_sum(x_TK, dy_TN, fast=fast).unflatten(1, (-1, PANEL)).transpose(0, 1)
 
 
+def leaf_grad(x_TK: Tensor, dy_TN: Tensor, weight: DenseWeight, *, fast: bool) -> Tensor | None:
+    """`weight_grad`, or None where the product itself adds to the gradient of the leaf, which spares a pass over it."""
+    if not dy_TN.is_cuda:
+        return weight_grad(x_TK, dy_TN, weight, fast=fast)
+    add_weight_grad(x_TK, dy_TN, weight, fast=fast)
+    return None
+
+
 def add_weight_grad(x_TK: Tensor, dy_TN: Tensor, weight: DenseWeight, *, fast: bool) -> None:
-    """Add dy^T x to the gradient of the weight's leaf, some rows at a time: no second gradient of a large head."""
+    """Add dy^T x to the gradient of the weight's leaf.
+
+    Some rows at a time, so that there is no second gradient of a large head; on a GPU in place.
+    """
     total = weight.leaf_grad()
+    if dy_TN.is_cuda:
+        if dy_TN.dtype is torch.float32:
+            total.addmm_(dy_TN.T, x_TK)
+        else:
+            torch.addmm(total, dy_TN.T, x_TK, out_dtype=torch.float32, out=total)
+        return
     num_out = dy_TN.shape[1]
     num_bytes = _PART_BYTES if fast else _EAGER_PART_BYTES
     rows_per_part = max(1, num_bytes // (4 * PANEL * x_TK.shape[1])) * PANEL

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from harmonia.kernels.native_code import FAST_MATH, call_kernel, int64s
 
-Impl = Literal["auto", "eager", "native"]
-"""`native` is the compiled CPU kernel, `auto` takes it where it applies."""
+Impl = Literal["auto", "eager", "native", "triton"]
+"""`native` is the compiled CPU kernel, `triton` the compiled GPU kernel; `auto` takes them where they apply."""
 
 Body = Callable[[int, int, int], None]
 _PLAIN_CALL = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64)

@@ -59,7 +59,8 @@ def _pointer_cast(element: Any) -> Any:
 
 
 _as_float32s, _as_float64s = _pointer_cast(types.float32), _pointer_cast(types.float64)
-_as_int8s, _as_int32s, _as_int64s = _pointer_cast(types.int8), _pointer_cast(types.int32), _pointer_cast(types.int64)
+_as_int8s, _as_int16s = _pointer_cast(types.int8), _pointer_cast(types.int16)
+_as_int32s, _as_int64s = _pointer_cast(types.int32), _pointer_cast(types.int64)
 
 
 @part
@@ -78,6 +79,12 @@ def float64s(address: int, size: int) -> Any:
 def int8s(address: int, size: int) -> Any:
     """Memory at the address as an array."""
     return _carray(_as_int8s(address), (size,))
+
+
+@part
+def int16s(address: int, size: int) -> Any:
+    """Memory at the address as an array."""
+    return _carray(_as_int16s(address), (size,))
 
 
 @part
@@ -182,6 +189,8 @@ def _ask_for(builder: Any, address: Any, offset: int) -> None:
 
 add_product_4_rows_64_columns = _add_product(4, 4)
 add_product_4_rows_16_columns = _add_product(4, 1)
+add_product_1_row_64_columns = _add_product(1, 4)
+add_product_1_row_16_columns = _add_product(1, 1)
 add_product_1_row_64_columns_4_lines = _add_product(1, 4, 4)
 add_product_4_rows_64_columns_4_lines = _add_product(4, 4, 4)
 add_product_4_rows_64_columns_2_lines = _add_product(4, 4, 2)
@@ -192,11 +201,54 @@ add_product_4_rows_64_bf16_columns_1_line = _add_product(4, 4, 1, bf16=True)
 
 
 @intrinsic
+def transpose_16_by_16(context: Any, source: Any, source_stride: Any, target: Any, target_stride: Any) -> Any:
+    """A square of numbers, its rows so many bytes apart: four rounds of exchanges between pairs of registers."""
+
+    def exchange(builder: Any, rows: list[Any], step: int) -> None:
+        lanes = range(16)
+        upper = [lane if not lane & step else 16 + lane - step for lane in lanes]
+        lower = [lane + step if not lane & step else 16 + lane for lane in lanes]
+        for row in (row for row in lanes if not row & step):
+            first, second = rows[row], rows[row + step]
+            for target_row, mask in ((row, upper), (row + step, lower)):
+                indices = ir.Constant(ir.VectorType(ir.IntType(32), 16), mask)
+                rows[target_row] = builder.shuffle_vector(first, second, indices)
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        word, pointer = ir.IntType(64), ir.VectorType(ir.FloatType(), 16).as_pointer()
+        source, source_stride, target, target_stride = values
+        rows = []
+        for row in range(16):
+            address = builder.add(source, builder.mul(source_stride, word(row)))
+            rows.append(builder.load(builder.inttoptr(address, pointer)))
+            rows[row].align = 4
+        for step in (8, 4, 2, 1):
+            exchange(builder, rows, step)
+        for row in range(16):
+            address = builder.add(target, builder.mul(target_stride, word(row)))
+            builder.store(rows[row], builder.inttoptr(address, pointer)).align = 4
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
+
+
+@intrinsic
 def _nearest(context: Any, x: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         return builder.call(builder.module.declare_intrinsic("llvm.rint", [ir.FloatType()]), values)
 
     return types.float32(types.float32), generate
+
+
+@intrinsic
+def fused(context: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, rounded once, as the products above do."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        function_type = ir.FunctionType(ir.FloatType(), [ir.FloatType()] * 3)
+        return builder.call(_code.get_or_insert_function(builder.module, function_type, "llvm.fma.f32"), values)
+
+    return types.float32(*[types.float32] * 3), generate
 
 
 @intrinsic

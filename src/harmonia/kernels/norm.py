@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from harmonia.kernels import native
+from harmonia.kernels import gpu, native
 from harmonia.kernels.native import Impl, kernel
 from harmonia.kernels.native_code import float32, float32s, float64s, int64s, part, share
 
@@ -42,7 +42,7 @@ class _RmsNorm(Function):
     def forward(ctx: Any, x_TE: Tensor, weight_E: Tensor, eps: float, impl: Impl) -> Tensor:
         x_TE = x_TE.contiguous()  # a slice would keep the whole projection that it is part of
         ctx.save_for_backward(x_TE, weight_E)
-        ctx.eps, ctx.impl = eps, impl
+        ctx.eps, ctx.impl, ctx.again = eps, impl, _again
         return _forward(x_TE, weight_E, eps, impl)
 
     @staticmethod
@@ -60,7 +60,7 @@ class _AddRmsNorm(Function):
         out_TE, sum_TE = _add_forward(x_TE, residual_TE, weight_E, eps, impl)
         ctx.save_for_backward(sum_TE, weight_E)
         ctx.set_materialize_grads(False)
-        ctx.eps, ctx.impl = eps, impl
+        ctx.eps, ctx.impl, ctx.again = eps, impl, _again
         return out_TE, sum_TE
 
     @staticmethod
@@ -74,7 +74,15 @@ class _AddRmsNorm(Function):
         return d_x_TE, d_x_TE, d_weight_E, None, None
 
 
+def _again(ctx: Any) -> tuple[Tensor, Tensor]:
+    """Both outputs of the norm of a sum, of which the other one has the first; see again.py."""
+    x_TE, weight_E = ctx.saved_tensors
+    return _forward(x_TE, weight_E, ctx.eps, ctx.impl), x_TE
+
+
 def _forward(x_TE: Tensor, weight_E: Tensor, eps: float, impl: Impl) -> Tensor:
+    if impl == "triton" or (impl == "auto" and gpu.usable(x_TE, weight_E)):
+        return _triton(x_TE, None, weight_E, eps)[0]
     if impl == "eager" or (impl == "auto" and not native.usable(x_TE, weight_E)):
         return _rms_norm_eager(x_TE, weight_E, eps)
     x_TE = x_TE.contiguous()
@@ -84,6 +92,8 @@ def _forward(x_TE: Tensor, weight_E: Tensor, eps: float, impl: Impl) -> Tensor:
 
 
 def _add_forward(x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor, eps: float, impl: Impl) -> tuple[Tensor, Tensor]:
+    if impl == "triton" or (impl == "auto" and gpu.usable(x_TE, residual_TE, weight_E)):
+        return _triton(x_TE, residual_TE, weight_E, eps)
     if impl == "eager" or (impl == "auto" and not native.usable(x_TE, residual_TE, weight_E)):
         sum_TE = x_TE + residual_TE
         return _rms_norm_eager(sum_TE, weight_E, eps), sum_TE
@@ -96,10 +106,20 @@ def _add_forward(x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor, eps: float
 def _backward(ctx: Any, d_out_TE: Tensor, d_sum_TE: Tensor | None, train_weight: bool) -> tuple[Tensor, Tensor | None]:
     """Gradients of what was normalised, `d_sum_TE` added, and of the weight in fp32."""
     x_TE, weight_E = ctx.saved_tensors
+    if ctx.impl == "triton" or (ctx.impl == "auto" and gpu.usable(x_TE, weight_E, d_out_TE)):
+        from harmonia.kernels.norm_triton import rms_norm_backward_triton
+
+        return rms_norm_backward_triton(x_TE, weight_E, d_out_TE, d_sum_TE, ctx.eps, train_weight)
     fits = native.usable(x_TE, weight_E, d_out_TE) and (d_sum_TE is None or native.usable(d_sum_TE))
     if ctx.impl == "eager" or (ctx.impl == "auto" and not fits):
         return _backward_eager(x_TE, weight_E, d_out_TE, d_sum_TE, ctx.eps, train_weight)
     return _backward_native(x_TE, weight_E, d_out_TE, d_sum_TE, ctx.eps, train_weight)
+
+
+def _triton(x_TE: Tensor, residual_TE: Tensor | None, weight_E: Tensor, eps: float) -> tuple[Tensor, Any]:
+    from harmonia.kernels.norm_triton import rms_norm_triton  # imported where it runs: a CPU install has no Triton
+
+    return rms_norm_triton(x_TE, residual_TE, weight_E, eps)
 
 
 def _rms_norm_eager(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:

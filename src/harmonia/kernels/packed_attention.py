@@ -1,6 +1,7 @@
 """Causal attention of several sequences packed in one row of tokens, for training: forward and backward.
 
-fp32 on a CPU is compiled, half precision on a GPU takes torch's flash kernel; the eager version takes everything.
+fp32 on a CPU is compiled, half precision on a GPU takes the kernels that torch brings; the eager version takes
+everything. The invariant form is for the forward pass: it yields the bits that serving computes.
 
 Shapes: T tokens of the pack, H query heads, G key/value heads, R query heads that share one, D head size,
 Q queries of a chunk, C keys that they may see.
@@ -19,15 +20,20 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from harmonia.kernels import native
-from harmonia.kernels.attention import NO_WINDOW
+from harmonia.kernels import gpu, native
+from harmonia.kernels.again import is_made, keep, kept
+from harmonia.kernels.attention_native import packed_attention_native
 from harmonia.kernels.native import Impl
 from harmonia.kernels.packed_attention_cuda import (
+    cudnn_usable,
     flash_usable,
+    packed_attention_backward_cudnn,
     packed_attention_backward_flash,
+    packed_attention_cudnn,
     packed_attention_flash,
 )
-from harmonia.kernels.packed_attention_native import packed_attention_backward_native, packed_attention_native
+from harmonia.kernels.packed_attention_native import packed_attention_backward_native
+from harmonia.kernels.pages import NO_WINDOW
 
 _QUERIES_OF_CHUNK = 256  # scores of so many queries exist at a time
 
@@ -40,18 +46,21 @@ def packed_attention(
     scale: float,
     window: int,
     impl: Impl = "auto",
+    *,
+    invariant: bool = False,
 ) -> Tensor:
     """Each token attends to its own sequence up to itself: out_THD.
 
     lengths: tokens of each sequence, which lie side by side and sum to T.
     window: a token sees this many tokens at most, itself included; 0 sees all.
+    invariant: a token's result is the same bits in any pack, and those of `paged_attention` with an invariant layout.
     """
     assert sum(lengths) == q_THD.shape[0], "lengths must sum to the number of tokens"
     if torch.is_grad_enabled() and (q_THD.requires_grad or k_TGD.requires_grad or v_TGD.requires_grad):
         return _PackedAttention.apply(  # type: ignore[no-untyped-call]
-            q_THD, k_TGD, v_TGD, lengths, scale, window, impl
+            q_THD, k_TGD, v_TGD, lengths, scale, window, impl, invariant
         )
-    return _forward(q_THD, k_TGD, v_TGD, lengths, scale, window, impl)[0]
+    return _forward(q_THD, k_TGD, v_TGD, lengths, scale, window, impl, invariant)[0]
 
 
 class _PackedAttention(Function):
@@ -65,30 +74,45 @@ class _PackedAttention(Function):
         scale: float,
         window: int,
         impl: Impl,
+        invariant: bool,
     ) -> Tensor:
-        v_TGD = v_TGD.contiguous()  # a slice would keep the whole projection that it is part of
-        out_THD, lse_HT = _forward(q_THD, k_TGD, v_TGD, lengths, scale, window, impl)
-        ctx.save_for_backward(q_THD, k_TGD, v_TGD, out_THD, lse_HT)
+        if not is_made(v_TGD):  # a slice would keep the whole projection, unless what made it does so anyway
+            v_TGD = v_TGD.contiguous()
+        out_THD, lse_HT = _forward(q_THD, k_TGD, v_TGD, lengths, scale, window, impl, invariant)
+        keep(ctx, q_THD, k_TGD, v_TGD, out_THD, lse_HT)
         ctx.call = (lengths, scale, window, impl)
         return out_THD
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out_THD: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None, None]:
-        q_THD, k_TGD, v_TGD, out_THD, lse_HT = ctx.saved_tensors
+    def backward(ctx: Any, d_out_THD: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None, None, None]:
+        q_THD, k_TGD, v_TGD, out_THD, lse_HT = kept(ctx)
         lengths, scale, window, impl = ctx.call
         given = _backward(q_THD, k_TGD, v_TGD, out_THD, lse_HT, d_out_THD, lengths, scale, window, impl)
-        return *given, None, None, None, None
+        return *given, None, None, None, None, None
 
 
 def _forward(
-    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, lengths: tuple[int, ...], scale: float, window: int, impl: Impl
+    q_THD: Tensor,
+    k_TGD: Tensor,
+    v_TGD: Tensor,
+    lengths: tuple[int, ...],
+    scale: float,
+    window: int,
+    impl: Impl,
+    invariant: bool,
 ) -> tuple[Tensor, Tensor]:
     """(out_THD, lse_HT): the output and the logarithm of each sum of exponentials in fp32."""
     if impl == "native" or (impl == "auto" and _fits(q_THD, k_TGD, v_TGD)):
         return packed_attention_native(q_THD, k_TGD, v_TGD, lengths, scale, window)
-    if impl == "auto" and flash_usable(q_THD, k_TGD, v_TGD):
+    if impl == "auto" and not invariant and flash_usable(q_THD, k_TGD, v_TGD):
+        if cudnn_usable(lengths, window, q_THD, k_TGD, v_TGD):
+            return packed_attention_cudnn(q_THD, k_TGD, v_TGD, lengths, scale)
         return packed_attention_flash(q_THD, k_TGD, v_TGD, lengths, scale, window)
+    if impl == "triton" or (impl == "auto" and gpu.usable(q_THD, k_TGD, v_TGD)):
+        from harmonia.kernels.packed_attention_triton import packed_attention_triton  # a CPU install has no Triton
+
+        return packed_attention_triton(q_THD, k_TGD, v_TGD, lengths, scale, window, invariant=invariant)
     return _forward_eager(q_THD, k_TGD, v_TGD, lengths, scale, window)
 
 
@@ -107,7 +131,9 @@ def _backward(
     """Gradients of queries, keys and values."""
     if impl == "native" or (impl == "auto" and _fits(q_THD, k_TGD, v_TGD, d_out_THD)):
         return packed_attention_backward_native(q_THD, k_TGD, v_TGD, out_THD, lse_HT, d_out_THD, lengths, scale, window)
-    if impl == "auto" and flash_usable(q_THD, k_TGD, v_TGD):
+    if impl != "eager" and flash_usable(q_THD, k_TGD, v_TGD):
+        if cudnn_usable(lengths, window, q_THD, k_TGD, v_TGD):
+            return packed_attention_backward_cudnn(q_THD, k_TGD, v_TGD, out_THD, lse_HT, d_out_THD, lengths, scale)
         return packed_attention_backward_flash(q_THD, k_TGD, v_TGD, out_THD, lse_HT, d_out_THD, lengths, scale, window)
     return _backward_eager(q_THD, k_TGD, v_TGD, out_THD, lse_HT, d_out_THD, lengths, scale, window)
 

@@ -1,17 +1,15 @@
-"""Attention of packed sequences on the CPU, compiled: forward, and backward from the kept softmax denominators.
+"""Gradients of the attention of packed sequences on the CPU, compiled, from the kept softmax denominators.
 
 Shapes: T tokens of the pack, S sequences, H query heads, G key/value heads, D head size, R queries of a block, C keys
 of a tile, P threads, N numbers.
 
 The work is cut into items: one query head of one sequence. An item walks over blocks of 64 queries and, for each, over
 tiles of 64 keys. Scores are kept transposed, keys by queries: then every product has one factor that lies in memory as
-it is needed, and the other is transposed once per block or tile instead of once per pair of them. A softmax over keys
-runs down the rows of such a tile, 16 queries to a vector.
+it is needed, and the other is transposed once per block or tile instead of once per pair of them.
 """
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import Any
 
@@ -34,34 +32,7 @@ from harmonia.kernels.native_code import (
 _TILE = 64
 _ROW = 4 * _TILE  # bytes from row to row of scratch, whose columns are the keys of a tile or the queries of a block
 _SQUARE = _ROW * _TILE
-_LOWEST = -1e30  # finite, so that it can be subtracted from itself
 _PRODUCTS_PER_THREAD = 1 << 18
-
-
-def packed_attention_native(
-    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, lengths: tuple[int, ...], scale: float, window: int
-) -> tuple[Tensor, Tensor]:
-    """(out_THD, lse_HT); head sizes are multiples of 16."""
-    q_THD, k_TGD, v_TGD = _with_dense_heads(q_THD), _with_dense_heads(k_TGD), _with_dense_heads(v_TGD)
-    tokens, heads, size = q_THD.shape
-    out_THD, lse_HT = torch.empty(q_THD.shape), torch.empty(heads, tokens)
-    threads, scratch_PN = _threads_and_scratch(lengths, heads, size, rows=2 * size + 3)
-    _forward.run(
-        threads,
-        _lens(lengths).data_ptr(),
-        len(lengths),
-        tokens,
-        heads,
-        heads // k_TGD.shape[1],
-        size,
-        window,
-        scratch_PN.data_ptr(),
-        4 * scratch_PN.shape[1],
-        *_places(q_THD, k_TGD, v_TGD, out_THD),
-        lse_HT.data_ptr(),
-        scale,
-    )
-    return out_THD, lse_HT
 
 
 def packed_attention_backward_native(
@@ -133,23 +104,6 @@ def _with_dense_heads(x_THD: Tensor) -> Tensor:
     return x_THD if x_THD.stride(2) == 1 and x_THD.stride(1) == x_THD.shape[2] else x_THD.contiguous()
 
 
-@kernel("qqqqqqqqqqqqqqqqqqd")
-def _forward(arguments: int, thread: int, num_threads: int) -> None:
-    numbers = int64s(arguments, 18)
-    lengths, sequences, heads, window = numbers[0], numbers[1], numbers[3], numbers[6]
-    lengths_S = int64s(lengths, sequences)
-    total, done, start = heads * _cost_of_all(lengths_S, window), 0, 0
-    for sequence in range(sequences):
-        length = lengths_S[sequence]
-        cost = _cost(length, window)
-        for head in range(heads):
-            # An item belongs to the thread in whose share of the costs its middle lies.
-            if (2 * done + cost) * num_threads // (2 * total) == thread:
-                _forward_item(arguments, thread, head, start, length)
-            done += cost
-        start += length
-
-
 @kernel("qqqqqqqqqqqqqqqqqqqqqqqd")
 def _backward(arguments: int, thread: int, num_threads: int) -> None:
     numbers = int64s(arguments, 23)
@@ -180,53 +134,6 @@ def _cost_of_all(lengths_S: Any, window: int) -> int:
     for length in lengths_S:
         total += _cost(length, window)
     return total
-
-
-@part
-def _forward_item(arguments: int, thread: int, head: int, start: int, length: int) -> None:
-    """One query head of the sequence that starts at token `start` of the pack."""
-    numbers = int64s(arguments, 18)
-    tokens, sharing, size, window = numbers[2], numbers[4], numbers[5], numbers[6]
-    q_stride, k_stride, v_stride, out_stride = numbers[10], numbers[12], numbers[14], numbers[16]
-    scale = float32(float64s(arguments, 19)[18])
-    # Transposed queries and sums [D, R], a square of scores [C, R]; maximum, total and correction of each query;
-    # transposed values [D, C] of every tile.
-    scratch = numbers[7] + thread * numbers[8]
-    queries, sums, scores = scratch, scratch + size * _ROW, scratch + 2 * size * _ROW
-    vectors = scores + _SQUARE
-    largest_R, total_R = float32s(vectors, _TILE), float32s(vectors + _ROW, _TILE)
-    correction_R = float32s(vectors + 2 * _ROW, _TILE)
-    values = vectors + 3 * _ROW
-    q = numbers[9] + start * q_stride + 4 * head * size
-    k = numbers[11] + start * k_stride + 4 * (head // sharing) * size
-    v = numbers[13] + start * v_stride + 4 * (head // sharing) * size
-    out = numbers[15] + start * out_stride + 4 * head * size
-    lse = numbers[17] + 4 * (head * tokens + start)
-    for tile in range(0, length, _TILE):
-        keys = min(_TILE, length - tile)
-        _transpose(v + tile * v_stride, v_stride, keys, size, values + 4 * tile * size, float32(1))
-    for block in range(0, length, _TILE):
-        rows = min(_TILE, length - block)
-        columns = (rows + 15) // 16 * 16
-        _transpose(q + block * q_stride, q_stride, rows, size, queries, scale)
-        _fill(float32s(sums, size * _TILE), float32(0))
-        _fill(largest_R, float32(_LOWEST))
-        _fill(total_R, float32(0))
-        for tile in range(_first_tile(block, window), block + 1, _TILE):
-            keys = min(_TILE, length - tile)
-            _fill(float32s(scores, keys * _TILE), float32(0))
-            _add_product(k + tile * k_stride, k_stride, queries, _ROW, scores, _ROW, keys, columns, size)
-            _hide(scores, keys, block - tile, window, float32(_LOWEST))
-            _fold(scores, keys, largest_R, total_R, correction_R, sums, size)
-            _add_product(values + 4 * tile * size, _ROW, scores, _ROW, sums, _ROW, size, columns, keys)
-        lse_R = float32s(lse + 4 * block, rows)
-        for row in range(rows):
-            lse_R[row] = largest_R[row] + float32(math.log(total_R[row]))
-            total_R[row] = float32(1) / total_R[row]
-            out_D = float32s(out + (block + row) * out_stride, size)
-            sums_DR = float32s(sums + 4 * row, size * _TILE)
-            for d in range(size):
-                out_D[d] = sums_DR[d * _TILE] * total_R[row]
 
 
 @part
@@ -361,30 +268,6 @@ def _hide(scores: int, keys: int, ahead: int, window: int, value: float) -> None
             distance = ahead + row - key
             if distance < 0 or (window != 0 and distance >= window):
                 scores_R[row] = value
-
-
-@part
-def _fold(scores: int, keys: int, largest_R: Any, total_R: Any, correction_R: Any, sums: int, size: int) -> None:
-    """Turn scores into weights and make each query's running sums relative to the largest score so far."""
-    for row in range(_TILE):
-        correction_R[row] = largest_R[row]
-    for key in range(keys):
-        scores_R = float32s(scores + key * _ROW, _TILE)
-        for row in range(_TILE):
-            largest_R[row] = scores_R[row] if scores_R[row] > largest_R[row] else largest_R[row]
-    for row in range(_TILE):
-        correction_R[row] = exp(correction_R[row] - largest_R[row])
-        total_R[row] *= correction_R[row]
-    for key in range(keys):
-        scores_R = float32s(scores + key * _ROW, _TILE)
-        for row in range(_TILE):
-            weight = exp(scores_R[row] - largest_R[row])
-            scores_R[row] = weight
-            total_R[row] += weight
-    for d in range(size):
-        sums_R = float32s(sums + d * _ROW, _TILE)
-        for row in range(_TILE):
-            sums_R[row] *= correction_R[row]
 
 
 @part

@@ -51,6 +51,7 @@ def _rotated(x_THD: Tensor, cos_sin_CD: Tensor, positions_T: Tensor, direction: 
     if x_THD.stride(2) != 1 or x_THD.stride(1) != size:  # a slice of the fused projection is fine
         x_THD = x_THD.contiguous()
     out_THD = torch.empty(x_THD.shape)
+    positions_T = positions_T.long()
     addresses = (x_THD.data_ptr(), cos_sin_CD.data_ptr(), positions_T.data_ptr(), out_THD.data_ptr())
     threads = native.threads_for(out_THD.numel(), _FEATURES_PER_THREAD)
     _rotate.run(threads, *addresses, x_THD.stride(0), tokens, heads, size, direction)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from harmonia.kernels import native
+from harmonia.kernels import gpu, native
 from harmonia.kernels.native import Impl
 from harmonia.kernels.sample_native import draw_native
 from harmonia.kernels.splitmix import FACTORS, GOLDEN, signed
@@ -64,6 +64,8 @@ class SamplingTensors:
 def sample(logits_RV: Tensor, params: SamplingTensors, impl: Impl = "auto") -> Tensor:
     """Next token of each row: ids_R. `logits_RV` is fp32 and stays as it is."""
     logits_RV = _edit(logits_RV, params)
+    if impl == "triton" or (impl == "auto" and gpu.usable(logits_RV)):
+        return _sample_triton(logits_RV, params)
     if params.temperature_R is None:
         return logits_RV.argmax(dim=-1)
     assert params.keys_R is not None, "rows that sample bring their keys"
@@ -75,6 +77,15 @@ def sample(logits_RV: Tensor, params: SamplingTensors, impl: Impl = "auto") -> T
     temperature_R1 = torch.where(is_greedy_R, 1.0, params.temperature_R)[:, None]
     probs_RV = _filter(torch.softmax(logits_RV / temperature_R1, dim=-1), params)
     return torch.where(is_greedy_R, greedy_R, _race(probs_RV, params.keys_R))
+
+
+def _sample_triton(logits_RV: Tensor, params: SamplingTensors) -> Tensor:
+    from harmonia.kernels.sample_triton import draw_triton, greedy_triton  # a CPU install has no Triton
+
+    if params.temperature_R is None:
+        return greedy_triton(logits_RV)
+    assert params.keys_R is not None, "rows that sample bring their keys"
+    return draw_triton(logits_RV, params.temperature_R, params.keys_R, params.top_k_R, params.top_p_R, params.min_p_R)
 
 
 def _edit(logits_RV: Tensor, params: SamplingTensors) -> Tensor:

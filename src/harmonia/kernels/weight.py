@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from harmonia.errors import InvalidRequestError
+from harmonia.kernels.fp8_weight import Fp8Weight
 
 PANEL = 64
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
@@ -40,11 +41,15 @@ class DenseWeight:
     """The layout no longer changes: `pack` or `require_grad` was called."""
     leaf: Tensor | None = None
     """While the weight is trained: the memory of `weight_NK` as autograd sees it, in its layout."""
+    invariant: bool = False
+    """Products sum in one order for any number of rows."""
 
     @staticmethod
-    def empty(num_out: int, num_in: int, dtype: torch.dtype, device: torch.device) -> DenseWeight:
+    def empty(
+        num_out: int, num_in: int, dtype: torch.dtype, device: torch.device, *, invariant: bool = False
+    ) -> DenseWeight:
         """Storage to be filled row range by row range."""
-        return DenseWeight(torch.empty(num_out, num_in, dtype=dtype, device=device))
+        return DenseWeight(torch.empty(num_out, num_in, dtype=dtype, device=device), invariant=invariant)
 
     def fill(self, start: int, part_MK: Tensor) -> None:
         """Write rows `start` to `start + M`."""
@@ -122,13 +127,16 @@ class Int8Weight:
     """int8."""
     scale_N: Tensor
     """float32."""
+    invariant: bool = False
+    """As for `DenseWeight`."""
 
     @staticmethod
-    def empty(num_out: int, num_in: int, device: torch.device) -> Int8Weight:
+    def empty(num_out: int, num_in: int, device: torch.device, *, invariant: bool = False) -> Int8Weight:
         """Storage to be filled row range by row range."""
         return Int8Weight(
             torch.empty(num_out, num_in, dtype=torch.int8, device=device),
             torch.empty(num_out, dtype=torch.float32, device=device),
+            invariant,
         )
 
     @property
@@ -158,7 +166,7 @@ class Int8Weight:
         return self.weight_NK[ids_T].float() * self.scale_N[ids_T][:, None]
 
 
-Weight = DenseWeight | Int8Weight
+Weight = DenseWeight | Int8Weight | Fp8Weight
 
 
 def panels_per_part(num_panels: int, num_in: int) -> int:

@@ -15,19 +15,10 @@ from torch import Tensor
 
 from harmonia.errors import AdapterLimitError, InvalidRequestError
 from harmonia.kernels.lora import LoraLeaves, LoraPart, LoraRows
-from harmonia.layers.linear import Linear, WeightFormat
+from harmonia.layers.arenas import NO_ROWS, Arenas, BankTarget, rows_of
+from harmonia.layers.linear import WeightFormat
 
-_NO_ROWS = LoraRows(0, 0, 0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class BankTarget:
-    """A named part of a linear layer that adapters may change."""
-
-    path: str
-    """Such as `model.layers.0.self_attn.q_proj`."""
-    linear: Linear
-    part: str
+__all__ = ["AdapterBank", "BankTarget", "LoraMatrices"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +36,20 @@ class AdapterBank:
     def __init__(self, targets: Iterable[BankTarget], *, max_adapters: int, num_rows: int, fmt: WeightFormat) -> None:
         self.max_adapters = 0
         self.num_rows = 0
-        self._fmt = fmt
-        self._targets = tuple(targets)
         self._ranges: list[range | None] = []
-        self._parts: dict[str, LoraPart] = {}
+        self._arenas = Arenas(targets, fmt)
+        self._parts = self._arenas.parts
         self.grow(max_adapters, num_rows)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the arena."""
         return sum(part.a_RK.nbytes + part.b_RN.nbytes for part in self._parts.values())
+
+    @property
+    def generation(self) -> int:
+        """Another number once something moved that a captured graph reads; loading adapters seldom does that."""
+        return self._arenas.generation
 
     def grow(self, num_adapters: int, num_rows: int) -> None:
         """Make room for so many adapters and rank rows; never fewer than before.
@@ -63,17 +58,12 @@ class AdapterBank:
         arena.
         """
         num_adapters, num_rows = max(num_adapters, self.max_adapters), max(num_rows, self.num_rows)
-        if num_adapters and not self._parts:
-            self._parts = {target.path: self._new_part(target) for target in self._targets}
-        with torch.inference_mode(mode=False), torch.no_grad():
-            for part in self._parts.values():
-                part.rows_of_slot.extend([_NO_ROWS] * (num_adapters - len(part.rows_of_slot)))
-                part.a_RK = self._enlarged(part.a_RK, num_rows)
-                part.b_RN = self._enlarged(part.b_RN, num_rows)
-                for slot, leaves in part.leaves.items():
-                    leaves.a_rK.data, leaves.b_rN.data = _rows(part, slot)
+        if (num_adapters, num_rows) == (self.max_adapters, self.num_rows):
+            return
+        self._arenas.grow(num_adapters, num_rows)
         self._ranges.extend([None] * (num_adapters - self.max_adapters))
         self.max_adapters, self.num_rows = num_adapters, num_rows
+        self._arenas.write_tables(self._ranges)
 
     def reserve(self, num_adapters: int, rank: int) -> None:
         """Make sure that so many more adapters of this rank find room; grows by what is missing."""
@@ -98,7 +88,7 @@ class AdapterBank:
         """Take rows for an adapter with this (rank, scale) by path, all zero: its slot. Errors as in `load`."""
         slot = self._take(key, targets)
         for part in self._used(slot).values():
-            for rows in _rows(part, slot):
+            for rows in rows_of(part, slot):
                 rows.zero_()
         return slot
 
@@ -108,7 +98,7 @@ class AdapterBank:
         found = {path: part.rows_of_slot[source] for path, part in used.items()}
         slot = self._take(key, {path: (rows.rank, rows.scale) for path, rows in found.items()})
         for part in used.values():
-            for copy, original in zip(_rows(part, slot), _rows(part, source), strict=True):
+            for copy, original in zip(rows_of(part, slot), rows_of(part, source), strict=True):
                 copy.copy_(original)
         return slot
 
@@ -116,7 +106,7 @@ class AdapterBank:
         """Copies of an adapter's matrices by path, in PEFT's orientation."""
         adapter = {}
         for path, part in self._used(slot).items():
-            a_rK, b_rN = _rows(part, slot)
+            a_rK, b_rN = rows_of(part, slot)
             adapter[path] = LoraMatrices(a_rK.clone(), b_rN.T.clone(), part.rows_of_slot[slot].scale)
         return adapter
 
@@ -154,23 +144,8 @@ class AdapterBank:
         self.drop_leaves(slot)
         self._ranges[slot] = None
         for part in self._parts.values():
-            part.rows_of_slot[slot] = _NO_ROWS
-
-    def _new_part(self, target: BankTarget) -> LoraPart:
-        size, fmt = target.linear.part(target.part).size, self._fmt
-        with torch.inference_mode(mode=False):  # so that autograd takes its rows
-            a_RK = torch.zeros(0, target.linear.num_in, dtype=fmt.dtype, device=fmt.device)
-            b_RN = torch.zeros(0, size, dtype=fmt.dtype, device=fmt.device)
-        part = LoraPart(a_RK, b_RN, [])
-        target.linear.lora[target.part] = part
-        return part
-
-    def _enlarged(self, arena_RN: Tensor, num_rows: int) -> Tensor:
-        if num_rows == arena_RN.shape[0]:
-            return arena_RN
-        larger_RN = arena_RN.new_zeros(num_rows, arena_RN.shape[1])
-        larger_RN[: arena_RN.shape[0]].copy_(arena_RN)
-        return larger_RN
+            part.rows_of_slot[slot] = NO_ROWS
+        self._arenas.write_tables(self._ranges)
 
     def _used(self, slot: int) -> dict[str, LoraPart]:
         return {path: part for path, part in self._parts.items() if part.rows_of_slot[slot].rank}
@@ -178,7 +153,7 @@ class AdapterBank:
     def _copy(self, slot: int, adapter: Mapping[str, LoraMatrices]) -> None:
         with torch.no_grad():
             for path, matrices in adapter.items():
-                a_rK, b_rN = _rows(self._parts[path], slot)
+                a_rK, b_rN = rows_of(self._parts[path], slot)
                 a_rK.copy_(matrices.a_rK)
                 b_rN.copy_(matrices.b_Nr.T)
 
@@ -195,6 +170,7 @@ class AdapterBank:
         for path, (rank, scale) in targets.items():
             self._parts[path].rows_of_slot[slot] = LoraRows(rows.start, rank, scale)
         self._ranges[slot] = rows
+        self._arenas.write_tables(self._ranges)
         return slot
 
     def _free_slot(self, key: str) -> int:
@@ -237,16 +213,9 @@ class AdapterBank:
             )
 
 
-def _rows(part: LoraPart, slot: int) -> tuple[Tensor, Tensor]:
-    """The adapter's A and B in the arena."""
-    rows = part.rows_of_slot[slot]
-    used = slice(rows.offset, rows.offset + rows.rank)
-    return part.a_RK[used], part.b_RN[used]
-
-
 def _new_leaves(part: LoraPart, slot: int) -> LoraLeaves:
     with torch.inference_mode(mode=False):
-        a_rK, b_rN = (rows.detach().requires_grad_() for rows in _rows(part, slot))
+        a_rK, b_rN = (rows.detach().requires_grad_() for rows in rows_of(part, slot))
     if a_rK.dtype is not torch.float32:
         a_rK.grad_dtype = b_rN.grad_dtype = torch.float32
     return LoraLeaves(a_rK, b_rN, part.rows_of_slot[slot].scale)

@@ -1,6 +1,6 @@
 """Multi-head attention with shared key/value heads.
 
-Shapes: T tokens, E features, H query heads, G key/value heads, D head size.
+Shapes: T tokens, E features, F features of the fused projection, H query heads, D head size.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from harmonia.kernels.projection import Heads
 from harmonia.layers.forward import Forward
 from harmonia.layers.linear import Linear, LinearPart
 from harmonia.layers.norm import RmsNorm
@@ -46,18 +47,18 @@ class Attention:
     def __call__(self, x_TE: Tensor, forward: Forward) -> Tensor:
         """Attention of normalised inputs: y_TE."""
         shape = self.shape
-        heads, kv_heads = shape.num_heads, shape.num_kv_heads
-        qkv_TXD = self.qkv(x_TE, forward.adapters).unflatten(-1, (-1, shape.head_dim))
-        # Splits rather than slices: the gradient of a slice is as large as what it was cut from.
-        if self.q_norm is None or self.k_norm is None:
-            qk_TXD, v_TGD = qkv_TXD.split((heads + kv_heads, kv_heads), dim=1)
-            q_THD, k_TGD = self.rope(qk_TXD, forward.positions_T).split((heads, kv_heads), dim=1)
-        else:
-            q_THD, k_TGD, v_TGD = qkv_TXD.split((heads, kv_heads, kv_heads), dim=1)
-            q_THD = self.rope(self.q_norm(q_THD), forward.positions_T)
-            k_TGD = self.rope(self.k_norm(k_TGD), forward.positions_T)
-        mixed_THD = forward.attention.attend(shape.layer, q_THD, k_TGD, v_TGD, scale=shape.scale, window=shape.window)
+        qkv_TF = self.qkv(x_TE, forward.adapters)
+        mixed_THD = forward.attention.attend(
+            shape.layer, qkv_TF, self._heads(), forward.positions_T, scale=shape.scale, window=shape.window
+        )
         return self.out(mixed_THD.flatten(1), forward.adapters)
+
+    def _heads(self) -> Heads:
+        shape, table_CD = self.shape, self.rope.cos_sin_CD
+        if self.q_norm is None or self.k_norm is None:
+            return Heads(shape.num_heads, shape.num_kv_heads, shape.head_dim, table_CD)
+        norms = self.q_norm.weight_E, self.k_norm.weight_E
+        return Heads(shape.num_heads, shape.num_kv_heads, shape.head_dim, table_CD, *norms, self.q_norm.eps)
 
     def parameters(self, prefix: str) -> Iterator[Parameter]:
         """Projections and head norms."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from harmonia.kernels.activation import Activation, gated_activation
-from harmonia.kernels.lora import LoraSegment
+from harmonia.kernels.lora import LoraBatch
+from harmonia.kernels.matmul import gated_matmul
 from harmonia.layers.linear import Linear, LinearPart, WeightFormat
 from harmonia.layers.parameter import Parameter
 
@@ -31,9 +32,12 @@ class GatedMlp:
         down = Linear.create(inner_size, {"down_proj": hidden_size}, fmt, bias=bias)
         return GatedMlp(gate_up, down, activation)
 
-    def __call__(self, x_TE: Tensor, adapters: tuple[LoraSegment, ...]) -> Tensor:
+    def __call__(self, x_TE: Tensor, adapters: LoraBatch | None) -> Tensor:
         """Apply to normalised inputs: y_TE."""
-        inner_TF = gated_activation(self.gate_up(x_TE, adapters), self.activation)
+        if adapters is None:
+            inner_TF = gated_matmul(x_TE, self.gate_up.weight, self.gate_up.bias_N, self.activation)
+        else:
+            inner_TF = gated_activation(self.gate_up(x_TE, adapters), self.activation)
         return self.down(inner_TF, adapters)
 
     def parameters(self, prefix: str) -> Iterator[Parameter]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harmonia.kernels.lora import LoraSegment
+from harmonia.kernels.lora import LoraBatch
 from harmonia.layers.linear import Linear, LinearPart
 from harmonia.layers.mlp import GatedMlp
 from harmonia.layers.parameter import Parameter
@@ -27,7 +27,7 @@ class SparseMoe:
     normalize: bool
     """Scale the weights of a token's experts to sum to one."""
 
-    def __call__(self, x_TE: Tensor, adapters: tuple[LoraSegment, ...]) -> Tensor:
+    def __call__(self, x_TE: Tensor, adapters: LoraBatch | None) -> Tensor:
         """Apply to normalised inputs: y_TE."""
         weight_TK, expert_TK = self._route(x_TE)
         # Sorting by expert makes each expert's tokens one range, with a single transfer of counts to the host.
@@ -41,7 +41,7 @@ class SparseMoe:
         y_TE = torch.zeros_like(x_TE)
         for expert, token_N, x_NE, weight_N1 in zip(self.experts, tokens, inputs, weights, strict=True):
             if len(token_N):
-                y_TE.index_add_(0, token_N, expert(x_NE, ()) * weight_N1)
+                y_TE.index_add_(0, token_N, expert(x_NE, None) * weight_N1)
         return y_TE
 
     def _counts(self, expert_TK: Tensor) -> list[int]:
@@ -52,7 +52,7 @@ class SparseMoe:
         return torch.bincount(expert_TK.flatten(), minlength=len(self.experts)).tolist()
 
     def _route(self, x_TE: Tensor) -> tuple[Tensor, Tensor]:
-        probs_TX = self.router(x_TE, ()).softmax(dim=-1, dtype=torch.float32)
+        probs_TX = self.router(x_TE, None).softmax(dim=-1, dtype=torch.float32)
         weight_TK, expert_TK = probs_TX.topk(self.num_chosen, dim=-1)
         if self.normalize:
             weight_TK = weight_TK / weight_TK.sum(dim=-1, keepdim=True)

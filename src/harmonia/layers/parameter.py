@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from harmonia.kernels.fp8_weight import Fp8Weight, ScaledRows
 from harmonia.kernels.weight import DenseWeight, Int8Weight, Weight
 
 
@@ -34,6 +35,17 @@ class Parameter:
     """Where it is kept, perhaps together with others."""
     fill: Callable[[int, Tensor], None]
     """fill(start, rows): write rows `start` and following, converted as the storage needs."""
+    fill_scaled: Callable[[int, ScaledRows], None] | None = None
+    """The same for rows of an fp8 checkpoint, where the storage keeps them as they are."""
+
+    def take(self, start: int, rows: Tensor | ScaledRows) -> None:
+        """Write rows `start` and following in either form."""
+        if not isinstance(rows, ScaledRows):
+            self.fill(start, rows)
+        elif self.fill_scaled is not None:
+            self.fill_scaled(start, rows)
+        else:
+            self.fill(start, rows.dense())
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,5 +84,7 @@ def pack_weight(weight: Weight) -> None:
 
 def weight_bytes(weight: Weight) -> int:
     """Bytes of a weight in any of its forms."""
+    if isinstance(weight, Fp8Weight):
+        return weight.num_bytes
     scales = weight.scale_N.nbytes if isinstance(weight, Int8Weight) else 0
     return weight.weight_NK.nbytes + scales

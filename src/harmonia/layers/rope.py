@@ -1,6 +1,6 @@
 """Rotary position embeddings and their scaled variants, as tables.
 
-Shapes: T tokens, H heads, D head size, C positions of the table, F = D / 2 frequencies.
+Shapes: D head size, C positions of the table, F = D / 2 frequencies.
 Frequencies are computed in fp32 in the order of operations that transformers uses, so that tables agree bit for bit.
 """
 
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harmonia.kernels.rope import apply_rope
 from harmonia.layers.rope_config import RopeConfig, RopeKind
 
 
@@ -36,10 +35,6 @@ class Rope:
         torch.mul(angle_CF.cos(), scale, out=table_CD[:, : head_dim // 2])
         torch.mul(angle_CF.sin_(), scale, out=table_CD[:, head_dim // 2 :])
         return Rope(table_CD.to(device))
-
-    def __call__(self, x_THD: Tensor, positions_T: Tensor) -> Tensor:
-        """Rotate every head by its token's position."""
-        return apply_rope(x_THD, self.cos_sin_CD, positions_T)
 
 
 def inverse_frequencies(config: RopeConfig, head_dim: int) -> Tensor:

@@ -11,7 +11,9 @@ from pathlib import Path
 from harmonia.errors import UnsupportedModelError
 from harmonia.models.fields import Fields, read_json
 
+FP8 = "F8_E4M3"
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_ITEM_BYTES |= {FP8: 1}
 _MAX_HEADER_BYTES = 100_000_000
 
 
@@ -22,6 +24,8 @@ class TensorEntry:
     file: Path
     stored_name: str
     shape: tuple[int, ...]
+    dtype: str
+    """As safetensors calls it, such as `BF16`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ def _read_header(file: Path) -> dict[str, TensorEntry]:
         if name == "__metadata__":
             continue
         tensor = header.section(name)
-        entries[name] = TensorEntry(file, name, tensor.integers("shape"))
+        entries[name] = TensorEntry(file, name, tensor.integers("shape"), tensor.text("dtype"))
         _check_extent(tensor, entries[name], data_bytes)
     return entries
 

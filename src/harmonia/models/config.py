@@ -74,6 +74,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Multiplies embeddings."""
     logit_softcap: float | None = None
     """Bounds logits to +-this by tanh."""
+    fp8_side: int | None = None
+    """If files hold the layers' matrices in fp8: side of the squares that share a scale, or 0 where an output feature
+    has one; None if they do not."""
     moe: MoeConfig | None = None
     """Mixture of experts, if any."""
     bos_token_id: int | None = None

@@ -24,6 +24,8 @@ _CLASSES: dict[Family, tuple[str, str]] = {
     "gemma3": ("gemma3_text", "Gemma3ForCausalLM"),
 }
 _FROM_OUTER = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
+_NOT_SAVED = ("torch_dtype", "auto_map", "quantization_config")
+"""`auto_map` names code beside the source's weights, which these classes do not need; weights are written unrounded."""
 _TOLERANCE = 1e-3
 
 
@@ -40,8 +42,7 @@ def config_values(source: ModelSource, dtype: str, *, scalar_head: bool) -> dict
         values = _text_part(outer)
     _, architecture = _CLASSES[source.config.family]
     values |= {"architectures": [architecture], "dtype": dtype}
-    # `auto_map` names code beside the source's weights, which these classes do not need.
-    values = {key: value for key, value in values.items() if key not in ("torch_dtype", "auto_map")}
+    values = {key: value for key, value in values.items() if key not in _NOT_SAVED}
     if scalar_head:
         values |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     return values

@@ -94,7 +94,7 @@ class Decoder:
 
     def logits(self, hidden_SE: Tensor) -> Tensor:
         """fp32 scores of every next token: logits_SV."""
-        logits_SV = matmul(hidden_SE, self.head_weight).float()
+        logits_SV = matmul(hidden_SE, self.head_weight, out_dtype=torch.float32)
         cap = self.config.logit_softcap
         return logits_SV if cap is None else torch.tanh(logits_SV / cap) * cap
 

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from harmonia.errors import UnsupportedModelError
-from harmonia.models.checkpoint import SafetensorsFolder, TensorEntry
+from harmonia.models.checkpoint import FP8, SafetensorsFolder, TensorEntry
 from harmonia.models.gguf_tensors import GgufTensors
 from harmonia.models.source import ModelSource
 
@@ -29,7 +29,7 @@ def exact_weights(source: ModelSource) -> frozenset[str]:
 def _safetensors(folder: SafetensorsFolder) -> Iterator[tuple[str, Tensor]]:
     files: dict[str, list[tuple[str, TensorEntry]]] = {}
     for name, entry in folder.entries.items():
-        if len(entry.shape) == 2:
+        if len(entry.shape) == 2 and entry.dtype != FP8:  # whose scales need more digits
             files.setdefault(str(entry.file), []).append((name, entry))
     for file, entries in files.items():
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 from harmonia.layers.embedding import Embedding
@@ -36,12 +37,15 @@ def build_decoder(config: ModelConfig, fmt: WeightFormat) -> Decoder:
     On the `meta` device nothing is allocated; that is how sizes are counted.
     """
     ropes = Ropes.create(config, fmt)
+    # In fp8 what tokens begin with and end in keeps its precision.
+    outer = fmt.unrounded if fmt.fp8 else fmt
+    fmt = replace(fmt, fp8_side=config.fp8_side or 0) if fmt.fp8 else fmt
     embedding = Embedding.create(
-        config.vocab_size, config.hidden_size, fmt, scale=config.embedding_scale, is_head=config.tie_embeddings
+        config.vocab_size, config.hidden_size, outer, scale=config.embedding_scale, is_head=config.tie_embeddings
     )
     build_layer = _BUILDERS[config.family]
     layers = tuple(build_layer(config, layer, fmt, ropes) for layer in range(config.num_layers))
     offset = gemma3.NORM_OFFSET if config.family == "gemma3" else 0.0
     norm = RmsNorm.create(config.hidden_size, config.norm_eps, fmt, offset=offset)
-    head = None if config.tie_embeddings else Linear.create(config.hidden_size, {"lm_head": config.vocab_size}, fmt)
+    head = None if config.tie_embeddings else Linear.create(config.hidden_size, {"lm_head": config.vocab_size}, outer)
     return Decoder(config, fmt, ropes, embedding, layers, norm, head)

@@ -12,6 +12,7 @@ from harmonia.errors import UnsupportedModelError
 from harmonia.layers.rope_config import ROPE_KINDS, RopeConfig
 from harmonia.models.config import FAMILIES, Family, ModelConfig, MoeConfig
 from harmonia.models.fields import Fields, read_json, read_optional_json
+from harmonia.models.fp8_config import fp8_side
 
 
 class _Traits(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +117,7 @@ def parse_config(fields: Fields, generation: Fields) -> ModelConfig:
         attention_scale=fields.number("query_pre_attn_scalar", float(head_dim)) ** -0.5,
         embedding_scale=hidden_size**0.5 if traits.family == "gemma3" else 1.0,
         logit_softcap=fields.number("final_logit_softcapping") if fields.has("final_logit_softcapping") else None,
+        fp8_side=fp8_side(outer if outer.has("quantization_config") else fields),
         moe=_moe(fields, num_layers) if traits.family == "qwen3_moe" else None,
         bos_token_id=next(iter(fields.integers("bos_token_id")), None),
         eos_token_ids=_eos(fields, outer, generation),
@@ -147,7 +149,6 @@ def _refuse_unsupported(fields: Fields) -> None:
         "attn_logit_softcapping": lambda value: value is None,
         "use_bidirectional_attention": lambda value: not value,
         "partial_rotary_factor": lambda value: value in (None, 1, 1.0),
-        "quantization_config": lambda value: value is None,
     }
     for key, is_fine in refused.items():
         if not is_fine(fields.values.get(key)):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from harmonia.layers.linear import Linear, WeightFormat
 from harmonia.layers.mlp import GatedMlp
 from harmonia.layers.moe import SparseMoe
@@ -21,7 +19,7 @@ def build_layer(config: ModelConfig, layer: int, fmt: WeightFormat, ropes: Ropes
 
 def _experts(config: ModelConfig, moe: MoeConfig, fmt: WeightFormat) -> SparseMoe:
     # Routing decides by small differences: the router stays unquantised.
-    router = Linear.create(config.hidden_size, {"gate": moe.num_experts}, replace(fmt, int8=False))
+    router = Linear.create(config.hidden_size, {"gate": moe.num_experts}, fmt.unrounded)
     experts = tuple(
         GatedMlp.create(config.hidden_size, moe.intermediate_size, config.activation, fmt)
         for _ in range(moe.num_experts)

@@ -61,8 +61,9 @@ def loading_bytes(config: ModelConfig, fmt: WeightFormat) -> int:
     """Most that is taken while a decoder is filled and packed: everything as it is filled, and one matrix twice."""
     decoder = _empty(config, fmt)
     whole = sum(storage.num_bytes for _, storage in decoder.storages())
-    packs = _on_cpu(fmt) and fmt.dtype is torch.float32 and not fmt.int8 and HAS_ONEDNN
-    return whole + (max(matrix.storage.num_bytes for matrix in _matrices(decoder)) if packs else 0)
+    packs = _on_cpu(fmt) and fmt.dtype is torch.float32 and HAS_ONEDNN
+    dense = (matrix.storage for matrix in _matrices(decoder) if isinstance(matrix.storage.weight, DenseWeight))
+    return whole + (max((storage.num_bytes for storage in dense), default=0) if packs else 0)
 
 
 def widening_bytes(config: ModelConfig, fmt: WeightFormat, exact: Collection[str]) -> int:
@@ -122,6 +123,8 @@ def activation_bytes(config: ModelConfig, fmt: WeightFormat, num_tokens: int) ->
     """Most that one forward pass over so many tokens holds at a time, without the scratch of attention kernels."""
     in_attention = _attention_items(config, fmt)
     in_mlp = 3 * config.hidden_size + 4 * config.intermediate_size
+    if fmt.fp8:  # the inner features in e4m3 on a GPU; elsewhere, where nothing multiplies that, three times in fp32
+        in_mlp += config.intermediate_size * (3 if _on_cpu(fmt) else 1)
     peak = max(in_attention, in_mlp, _moe_items(config, fmt), _norm_items(config, fmt))
     return num_tokens * peak * fmt.dtype.itemsize
 

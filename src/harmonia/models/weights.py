@@ -9,22 +9,19 @@ from dataclasses import replace
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from harmonia.errors import UnsupportedModelError
+from harmonia.kernels.fp8_weight import ScaledRows
 from harmonia.layers.linear import WeightFormat
 from harmonia.layers.parameter import Parameter
-from harmonia.models.checkpoint import SafetensorsFolder
 from harmonia.models.config import ModelConfig
 from harmonia.models.decoder import Decoder
 from harmonia.models.families import build_decoder
 from harmonia.models.gguf import GgufFile
 from harmonia.models.gguf_tensors import GgufTensors
+from harmonia.models.safetensors_reader import CHUNK_ITEMS, SafetensorsReader
 from harmonia.models.source import ModelSource
-
-CHUNK_ITEMS = 1 << 22
-"""Values of a tensor that are converted at once: 16 MiB in fp32."""
 
 
 class TensorFiles(Protocol):
@@ -34,7 +31,7 @@ class TensorFiles(Protocol):
         """Every tensor that the files hold."""
         ...
 
-    def read(self, name: str) -> Iterator[Tensor]:
+    def read(self, name: str) -> Iterator[Tensor | ScaledRows]:
         """The tensor as consecutive ranges of its first dimension."""
         ...
 
@@ -55,9 +52,10 @@ def load_decoder(source: ModelSource, fmt: WeightFormat, progress: Callable[[flo
         for parameter in decoder.parameters():
             start = 0
             for rows in files.read(parameter.name):
-                parameter.fill(start, rows)
-                start += rows.shape[0]
-                done += rows.numel()
+                values = rows.values_MK if isinstance(rows, ScaledRows) else rows
+                parameter.take(start, rows)
+                start += values.shape[0]
+                done += values.numel()
                 if progress is not None:
                     progress(done / total)
         decoder.pack()
@@ -82,7 +80,7 @@ def _one_thread() -> Iterator[None]:
 def _tensor_files(source: ModelSource) -> TensorFiles:
     if isinstance(source.files, GgufFile):
         return GgufTensors(source.files, source.config, CHUNK_ITEMS)
-    return _SafetensorsReader(source.files)
+    return SafetensorsReader(source.files, source.config.fp8_side)
 
 
 def _check(found: Mapping[str, tuple[int, ...]], parameters: list[Parameter], source: ModelSource) -> None:
@@ -104,30 +102,3 @@ def _is_ignorable(name: str, config: ModelConfig) -> bool:
 
 def _wrong(source: ModelSource, tensor: str, problem: str) -> UnsupportedModelError:
     return UnsupportedModelError(f"{source.path}: tensor {tensor!r} {problem}", file=str(source.path), tensor=tensor)
-
-
-class _SafetensorsReader:
-    """Memory-mapped reading; a file stays open only while its tensors are read."""
-
-    def __init__(self, folder: SafetensorsFolder) -> None:
-        self._entries = folder.entries
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Every tensor of the folder."""
-        return {name: entry.shape for name, entry in self._entries.items()}
-
-    def read(self, name: str) -> Iterator[Tensor]:
-        """Ranges of rows, as stored."""
-        entry = self._entries[name]
-        try:
-            with safe_open(entry.file, framework="pt") as file:
-                if len(entry.shape) < 2:
-                    yield file.get_tensor(entry.stored_name)
-                    return
-                stored = file.get_slice(entry.stored_name)
-                step = max(1, CHUNK_ITEMS // math.prod(entry.shape[1:]))
-                for start in range(0, entry.shape[0], step):
-                    yield stored[start : start + step]
-        except (SafetensorError, OSError) as error:
-            message = f"{entry.file}: tensor {entry.stored_name!r} cannot be read ({error})"
-            raise UnsupportedModelError(message, file=str(entry.file), tensor=name) from error

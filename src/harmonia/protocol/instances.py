@@ -63,6 +63,8 @@ class SpawnSpec(Message, frozen=True, kw_only=True):
     """Longest sequence; None: the model's own limit, as far as the cache holds it."""
     precision: str | None = None
     """None takes the worker's."""
+    invariant: bool | None = None
+    """Results that do not depend on what else is in a batch, bit for bit; None takes the worker's."""
     tp: int = 1
     """Devices that the model is spread over."""
     draft: str | None = None

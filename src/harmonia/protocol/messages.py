@@ -290,6 +290,8 @@ class Description(_Message, frozen=True, kw_only=True):
     max_seq_len: int
     kv_cache_len: int
     precision: str
+    invariant: bool = False
+    """Results do not depend on what else is in a batch."""
     device: str
     has_chat_template: bool
     revision: int = 0

@@ -1,7 +1,8 @@
 """A micro-batch: samples of any instances on one backbone in one flat row, run in slices.
 
-`run` is a generator that yields after each slice: the embedding, one layer forward, one chunk of the head, one layer
-backward. Layers that are kept hold what their backward needs; the others hold only their inputs and run again.
+`run` is a generator that stops before each slice and names it: one layer forward, one chunk of the head, one layer
+again, one layer backward. Layers that are kept hold what their backward needs, all of it or without what is cheap to
+compute again; the others hold only the sum that enters them and run again.
 Gradients go to the leaves that the weights in training are: adapters' rows, scalar heads, or the whole backbone.
 Shapes: T tokens of all samples, W rows that losses read, C rows of a chunk, E features.
 """
@@ -10,15 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from harmonia.kernels.again import keeping_less
 from harmonia.kernels.head import HeadChunk, head_rows
-from harmonia.kernels.lora import LoraSegment
+from harmonia.kernels.lora import LoraBatch, LoraSegment
 from harmonia.layers.forward import Forward, PackedAttention
 from harmonia.models.decoder import Decoder
 from harmonia.protocol.losses import LanguageModelling, Tangents
@@ -28,6 +31,14 @@ from harmonia.train.scalar_head import ScalarHead
 
 _KNOWN_GRADIENT = (LanguageModelling, Tangents)
 """Losses whose derivative is minus the weight, whatever the log-probabilities are."""
+
+
+class Slice(NamedTuple):
+    """A piece of work between two looks at what else there is to do."""
+
+    kind: str
+    num_tokens: int
+    """That it takes in, which its duration grows with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,62 +64,69 @@ class Item:
 class _Layer:
     """What one layer's backward needs."""
 
-    x_TE: Tensor | None = None
-    residual_TE: Tensor | None = None
-    """Inputs, of a layer that runs again."""
+    input_TE: Tensor | None = None
+    """Of a layer that runs again."""
     outputs: tuple[GradientEdge | None, ...] = ()
     is_entered: bool = True
-    """Something below the inputs is trained, so that their gradients are wanted."""
-    inputs: list[Tensor | None] = field(default_factory=lambda: [None, None])
-    """Gradients of the inputs, once known."""
+    """Something below the input is trained, so that its gradient is wanted."""
+    gradient: list[Tensor] = field(default_factory=list)
+    """That of the input, once known."""
 
 
 class MicroBatch:
-    """Items side by side. `num_kept` layers, the last ones, are not recomputed."""
+    """Items side by side. `num_kept` layers, the last ones, do not run again.
 
-    def __init__(self, decoder: Decoder, items: Sequence[Item], *, num_kept: int) -> None:
+    Of these `num_whole`, the last ones, also hold what is cheap to compute again; None: all of them.
+    """
+
+    def __init__(self, decoder: Decoder, items: Sequence[Item], *, num_kept: int, num_whole: int | None = None) -> None:
         self._decoder = decoder
-        self._num_recomputed = len(decoder.layers) - num_kept
+        self._first_kept = len(decoder.layers) - num_kept
+        self._first_whole = len(decoder.layers) - (num_kept if num_whole is None else num_whole)
         self._items = sorted(items, key=lambda item: -1 if item.adapter_slot is None else item.adapter_slot)
         self._trains = any(item.loss is not None for item in items)
         self._device = decoder.fmt.device
         self._anchor = torch.zeros((), device=self._device, requires_grad=True)
         self._rows = _Rows.of(self._items, self._device)
+        self._num_tokens = sum(item.num_tokens for item in items)
 
-    def run(self) -> Iterator[None]:
-        """Do everything, yielding after each slice."""
+    def run(self) -> Iterator[Slice]:
+        """Do everything, yielding before each slice but the first; what comes after the last one is part of it."""
         decoder, layers = self._decoder, [_Layer() for _ in self._decoder.layers]
         forward = self._forward()
         embedded = _Layer()
-        x_TE, residual_TE = self._embed(embedded)
-        yield
+        x_TE = self._embed(embedded)
         for index, layer in enumerate(decoder.layers):
-            kept = self._trains and index >= self._num_recomputed
+            yield Slice("forward", self._num_tokens)
+            state = layers[index]
+            state.is_entered = index > 0 or bool(embedded.outputs)
+            kept = self._trains and index >= self._first_kept
             if self._trains and not kept:
-                layers[index].x_TE, layers[index].residual_TE = x_TE, residual_TE
-            layers[index].is_entered = index > 0 or bool(embedded.outputs)
-            x_TE, residual_TE = self._run_layer(layer, layers[index], (x_TE, residual_TE), forward, with_graph=kept)
-            yield
+                state.input_TE = x_TE
+            with keeping_less(index < self._first_whole):
+                x_TE = self._run_layer(layer, state, x_TE, forward, with_graph=kept)
         final = _Layer()
-        hidden_TE = self._finish(final, x_TE, residual_TE)
-        del x_TE, residual_TE
+        hidden_TE = self._finish(final, x_TE)
+        del x_TE
         dhidden_TE = torch.zeros_like(hidden_TE) if self._trains else None
         yield from self._run_heads(hidden_TE, dhidden_TE)
         if dhidden_TE is None:
             return
         del hidden_TE
-        gradients = _backward(final, (dhidden_TE,))
+        gradient_TE = _backward(final, dhidden_TE)
         del dhidden_TE
         for index in reversed(range(len(layers))):
             state = layers.pop()
             if not state.outputs:
-                inputs, state.x_TE, state.residual_TE = (state.x_TE, state.residual_TE), None, None
-                self._run_layer(decoder.layers[index], state, inputs, forward, with_graph=True)
-                del inputs
-            gradients = _backward(state, gradients)
-            yield
+                assert state.input_TE is not None
+                yield Slice("again", self._num_tokens)
+                input_TE, state.input_TE = state.input_TE, None
+                self._run_layer(decoder.layers[index], state, input_TE, forward, with_graph=True)
+                del input_TE
+            yield Slice("backward", self._num_tokens)
+            gradient_TE = _backward(state, gradient_TE)
         if embedded.outputs:
-            _backward(embedded, gradients[:1])
+            _backward(embedded, gradient_TE)
 
     # ------------------------------------------------------------------------------------------- the decoder
 
@@ -124,93 +142,103 @@ class MicroBatch:
                 segments.append(LoraSegment(start, stop, slot))
             start = stop
         positions_T = np.concatenate([np.arange(length) for length in lengths])
-        return Forward(self._to_device(positions_T), PackedAttention(tuple(lengths)), tuple(segments))
+        attention = PackedAttention(tuple(lengths), self._decoder.fmt.invariant)
+        return Forward(_to_device(positions_T, self._device), attention, LoraBatch.of(segments))
 
-    def _embed(self, state: _Layer) -> tuple[Tensor, None]:
-        token_ids_T = self._to_device(np.concatenate([side.token_ids_T for item in self._items for side in item.sides]))
+    def _embed(self, state: _Layer) -> Tensor:
+        token_ids_T = np.concatenate([side.token_ids_T for item in self._items for side in item.sides])
         with torch.set_grad_enabled(self._trains):
-            x_TE = self._decoder.embed(token_ids_T)
+            x_TE = self._decoder.embed(_to_device(token_ids_T, self._device))
         if x_TE.requires_grad:
             state.outputs = (get_gradient_edge(x_TE),)
-        return x_TE.detach(), None
+        return x_TE.detach()
 
     def _run_layer(
         self,
         layer: Callable[..., tuple[Tensor, Tensor]],
         state: _Layer,
-        inputs: tuple[Tensor | None, Tensor | None],
+        x_TE: Tensor,
         forward: Forward,
         *,
         with_graph: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
+        """The sum that enters the next layer. Kept as one tensor, not as the two that were added."""
         if not with_graph:
             with torch.no_grad():
-                return layer(*inputs, forward)
+                y_TE, residual_TE = layer(x_TE, None, forward)
+                return y_TE + residual_TE
         with torch.enable_grad():
-            y_TE, residual_TE = layer(*self._enter(state, inputs), forward)
+            y_TE, residual_TE = layer(self._enter(state, x_TE), None, forward)
         state.outputs = (_edge(y_TE), _edge(residual_TE))
-        return y_TE.detach(), residual_TE.detach()
+        return y_TE.detach() + residual_TE.detach()
 
-    def _finish(self, state: _Layer, x_TE: Tensor, residual_TE: Tensor | None) -> Tensor:
+    def _finish(self, state: _Layer, x_TE: Tensor) -> Tensor:
         state.is_entered = self._trains
         with torch.set_grad_enabled(self._trains):
-            hidden_TE = self._decoder.finish(*self._enter(state, (x_TE, residual_TE)))
+            hidden_TE = self._decoder.finish(self._enter(state, x_TE), None)
         state.outputs = (_edge(hidden_TE),)
         return hidden_TE.detach()
 
-    def _enter(self, state: _Layer, inputs: tuple[Tensor | None, Tensor | None]) -> tuple[Any, ...]:
-        """The inputs as parts of a graph that ends here and leaves their gradients in `state`."""
+    def _enter(self, state: _Layer, x_TE: Tensor) -> Tensor:
+        """The input as part of a graph that ends here and leaves its gradient in `state`."""
         if not state.is_entered:
-            return inputs
-        return tuple(
-            None if tensor is None else _enter(tensor, self._anchor, state.inputs, place)
-            for place, tensor in enumerate(inputs)
-        )
+            return x_TE
+        entered_TE: Tensor = _Entry.apply(x_TE, self._anchor, state.gradient)  # type: ignore[no-untyped-call]
+        return entered_TE
 
     # -------------------------------------------------------------------------------------- heads and losses
 
-    def _run_heads(self, hidden_TE: Tensor, dhidden_TE: Tensor | None) -> Iterator[None]:
+    def _run_heads(self, hidden_TE: Tensor, dhidden_TE: Tensor | None) -> Iterator[Slice]:
         rows = self._rows
         values_W = torch.empty(rows.num_rows, device=self._device)
         dvalues_W = torch.empty_like(values_W)
-        size = head_rows(self._decoder.config.vocab_size, self._device)
+        config = self._decoder.config
+        size = head_rows(config.vocab_size, config.hidden_size, self._device)
         # Where the derivative is known beforehand each chunk goes forward and backward at once.
-        for start in range(0, rows.num_known, size):
-            stop = min(start + size, rows.num_known)
-            chunk = self._read(hidden_TE, values_W, start, stop)
-            dvalues_W[start:stop] = -rows.weights_W[start:stop]
-            self._write(chunk, dhidden_TE, dvalues_W, start, stop)
-            yield
-        starts = range(rows.num_known, rows.num_language, size)
-        chunks = [self._read(hidden_TE, values_W, start, min(start + size, rows.num_language)) for start in starts[:1]]
-        for start in starts[1:]:
-            yield
-            self._read(hidden_TE, values_W, start, min(start + size, rows.num_language))
-        for place in rows.places:
+        for part in _parts(0, rows.num_known, size):
+            yield Slice("head", part.stop - part.start)
+            chunk = self._read(hidden_TE, values_W, part)
+            dvalues_W[part] = -rows.weights_W[part]
+            self._write(chunk, dhidden_TE, dvalues_W, part)
+        self._report_known(values_W)
+        parts = _parts(rows.num_known, rows.num_language, size)
+        chunks = list[HeadChunk]()
+        for part in parts:
+            yield Slice("head, forward", part.stop - part.start)
+            chunks.append(self._read(hidden_TE, values_W, part))
+            if len(parts) > 1:  # there is memory for one
+                chunks.clear()
+        for place in rows.places[rows.num_known_places :]:
             self._evaluate(place, hidden_TE, dhidden_TE, values_W, dvalues_W)
         if dhidden_TE is None:
             return
-        for start in starts:
-            stop = min(start + size, rows.num_language)
-            chunk = chunks[0] if len(starts) == 1 else self._read(hidden_TE, values_W, start, stop)
-            self._write(chunk, dhidden_TE, dvalues_W, start, stop)
-            yield
+        for part in parts:
+            yield Slice("head, backward" if chunks else "head", part.stop - part.start)
+            chunk = chunks.pop() if chunks else self._read(hidden_TE, values_W, part)
+            self._write(chunk, dhidden_TE, dvalues_W, part)
 
-    def _read(self, hidden_TE: Tensor, values_W: Tensor, start: int, stop: int) -> HeadChunk:
+    def _read(self, hidden_TE: Tensor, values_W: Tensor, part: slice) -> HeadChunk:
         decoder, rows = self._decoder, self._rows
-        chunk = HeadChunk.forward(
-            hidden_TE[rows.rows_W[start:stop]],
-            decoder.head_weight,
-            rows.targets_W[start:stop],
-            decoder.config.logit_softcap,
-        )
-        values_W[start:stop] = chunk.logprobs_C
+        hidden_CE = hidden_TE[rows.rows_W[part]]
+        chunk = HeadChunk.forward(hidden_CE, decoder.head_weight, rows.targets_W[part], decoder.config.logit_softcap)
+        values_W[part] = chunk.logprobs_C
         return chunk
 
-    def _write(self, chunk: HeadChunk, dhidden_TE: Tensor | None, dvalues_W: Tensor, start: int, stop: int) -> None:
-        if dhidden_TE is not None:
-            dhidden_CE = chunk.backward(dvalues_W[start:stop])
-            dhidden_TE.index_add_(0, self._rows.rows_W[start:stop], dhidden_CE)
+    def _write(self, chunk: HeadChunk, dhidden_TE: Tensor | None, dvalues_W: Tensor, part: slice) -> None:
+        if dhidden_TE is not None:  # each row is read by one loss
+            dhidden_TE.index_copy_(0, self._rows.rows_W[part], chunk.backward(dvalues_W[part]))
+
+    def _report_known(self, values_W: Tensor) -> None:
+        """Losses of the items whose derivative was known: all in a few steps, there may be hundreds."""
+        rows = self._rows
+        places = rows.places[: rows.num_known_places]
+        if not places:
+            return
+        losses_W = rows.weights_W[: rows.num_known].double() * -values_W[: rows.num_known].double()
+        lengths = _to_device(np.array([place.spans[-1].stop - place.spans[0].start for place in places]), self._device)
+        losses = torch.segment_reduce(losses_W, "sum", lengths=lengths, unsafe=True).float().unbind()
+        for place, loss in zip(places, losses, strict=True):
+            place.item.report(loss, tuple(values_W[span] for span in place.spans))
 
     def _evaluate(
         self, place: _Place, hidden_TE: Tensor, dhidden_TE: Tensor | None, values_W: Tensor, dvalues_W: Tensor
@@ -229,11 +257,8 @@ class MicroBatch:
             dvalues_W[span] = derivative_W
             if item.head is not None and dhidden_TE is not None:
                 rows_W = rows.rows_W[span]
-                dhidden_TE.index_add_(0, rows_W, item.head.backward(hidden_TE[rows_W], derivative_W))
+                dhidden_TE.index_copy_(0, rows_W, item.head.backward(hidden_TE[rows_W], derivative_W))
         item.report(loss, values)
-
-    def _to_device(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +277,8 @@ class _Rows:
     rows_W: Tensor
     targets_W: Tensor
     weights_W: Tensor
+    num_known_places: int
+    """The first so many are those of items whose derivative is known."""
     num_known: int
     """The first so many have a known derivative."""
     num_language: int
@@ -274,10 +301,9 @@ class _Rows:
                     at += len(side.rows_W)
                 places.append(_Place(item, tuple(spans)))
             ends.append(at)
-        rows_W, targets_W, weights_W = (
-            torch.from_numpy(np.concatenate(parts)).to(device) for parts in zip(*rows, strict=True)
-        )
-        return _Rows(tuple(places), rows_W, targets_W, weights_W, *ends)
+        parts = zip(*rows, strict=True)
+        rows_W, targets_W, weights_W = (_to_device(np.concatenate(part), device) for part in parts)
+        return _Rows(tuple(places), rows_W, targets_W, weights_W, kinds.count(0), *ends)
 
 
 def _kind(item: Item) -> int:
@@ -286,37 +312,42 @@ def _kind(item: Item) -> int:
     return 0 if isinstance(item.loss, _KNOWN_GRADIENT) else 1
 
 
+def _parts(start: int, stop: int, size: int) -> list[slice]:
+    """Chunks of about the same size."""
+    count = -(-(stop - start) // size)
+    ends = [start + (stop - start) * index // count for index in range(count + 1)] if count else [start]
+    return [slice(*pair) for pair in pairwise(ends)]
+
+
+def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """Without waiting for what the device does."""
+    values = torch.from_numpy(np.ascontiguousarray(array))
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
 class _Entry(torch.autograd.Function):
     """Identity where a layer's graph begins: it keeps no tensor, and its backward hands the gradient over."""
 
     @staticmethod
-    def forward(ctx: Any, x_TE: Tensor, anchor: Tensor, holder: list[Tensor | None], place: int) -> Tensor:
-        ctx.holder, ctx.place = holder, place
+    def forward(ctx: Any, x_TE: Tensor, anchor: Tensor, holder: list[Tensor]) -> Tensor:
+        ctx.holder = holder
         return x_TE.view_as(x_TE)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None, None]:
-        ctx.holder[ctx.place] = gradients[0]
-        return None, None, None, None
-
-
-def _enter(x_TE: Tensor, anchor: Tensor, holder: list[Tensor | None], place: int) -> Tensor:
-    entered_TE: Tensor = _Entry.apply(x_TE, anchor, holder, place)  # type: ignore[no-untyped-call]
-    return entered_TE
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
+        ctx.holder.append(gradients[0])
+        return None, None, None
 
 
 def _edge(tensor: Tensor) -> GradientEdge | None:
     return get_gradient_edge(tensor) if tensor.requires_grad else None
 
 
-def _backward(state: _Layer, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """From the gradients of a layer's outputs to those of its inputs; leaves add theirs up."""
-    pairs = [
-        (edge, grad)
-        for edge, grad in zip(state.outputs, gradients, strict=True)
-        if edge is not None and grad is not None
-    ]
+def _backward(state: _Layer, gradient_TE: Tensor | None) -> Tensor | None:
+    """From the gradient of a layer's outputs, whose sum is what counts, to that of its input; leaves add theirs up."""
+    edges = [edge for edge in state.outputs if edge is not None]
     state.outputs = ()
-    if pairs:
-        torch.autograd.backward([edge for edge, _ in pairs], [grad for _, grad in pairs])
-    return tuple(state.inputs)
+    if edges and gradient_TE is not None:
+        with torch.autograd.set_multithreading_enabled(False):  # a thread would be woken for each layer
+            torch.autograd.backward(edges, [gradient_TE] * len(edges))
+    return state.gradient.pop() if state.gradient else None

@@ -3,6 +3,8 @@
 The model computes with *leaves*: autograd leaves in the compute type, such as the rows of an adapter in the bank. All
 their gradients lie in one flat fp32 buffer, and the optimizer moves fp32 masters that are then written to the leaves.
 Leaves that are fp32 and belong to nobody else are their own masters.
+
+Shapes: P numbers of all leaves side by side.
 """
 
 from __future__ import annotations
@@ -14,56 +16,37 @@ import torch
 from torch import Tensor
 
 from harmonia.errors import InvalidRequestError
+from harmonia.kernels.optimizer import AdamState, AdamStep, adamw, write_leaves
 
-BETAS = (0.9, 0.999)
-EPS = 1e-8
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class ParameterSet:
-    """Named tensors that one optimizer moves together.
-
-    Decoupled weight decay: Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019.
-    """
+    """Named tensors that one optimizer moves together."""
 
     def __init__(self, leaves: Mapping[str, Tensor], *, own_masters: bool) -> None:
         """own_masters: False moves the leaves themselves, which must be fp32 then."""
         self._shapes = {name: leaf.shape for name, leaf in leaves.items()}
         device = next(iter(leaves.values())).device
         size = sum(leaf.numel() for leaf in leaves.values())
-        self._gradient_P = torch.zeros(size, device=device)
+        self._gradient_P, mean_P, square_P = (torch.zeros(size, device=device) for _ in range(3))
+        self._moments = dict(zip(_MOMENTS, (mean_P, square_P), strict=True))
         self._masters: dict[str, Tensor]
         if own_masters:
             master_P = torch.cat([leaf.detach().flatten().float() for leaf in leaves.values()])
             self._masters = dict(self._named_views(master_P))
-            moved = [master_P]
-            master_P.grad = self._gradient_P
+            self._state = AdamState([master_P], [mean_P], [square_P], self._gradient_P, [self._gradient_P])
         else:
             assert all(leaf.dtype is torch.float32 for leaf in leaves.values())
             self._masters = {name: leaf.detach() for name, leaf in leaves.items()}
-            moved = list(self._masters.values())
-            for name, view in self._named_views(self._gradient_P):
-                self._masters[name].grad = view
-        self._adam = torch.optim.AdamW(moved, betas=BETAS, eps=EPS, fused=True)
-        self._moved = moved
-        self._create_state()
-        self.attach(leaves)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that this holds beside the leaves."""
-        moments = sum(int(self._adam.state[moved][name].nbytes) for moved in self._moved for name in _MOMENTS)
-        return self._gradient_P.nbytes + moments + (self._moved[0].nbytes if len(self._moved) == 1 else 0)
-
-    @property
-    def num_steps(self) -> int:
+            lists = (list(dict(self._named_views(flat_P)).values()) for flat_P in (mean_P, square_P, self._gradient_P))
+            means, squares, gradients = lists
+            self._state = AdamState(list(self._masters.values()), means, squares, self._gradient_P, gradients)
+        self.num_steps = 0
         """Steps done, which the bias correction counts."""
-        return int(float(self._adam.state[self._moved[0]]["step"]))
-
-    @num_steps.setter
-    def num_steps(self, value: int) -> None:
-        for moved in self._moved:
-            self._adam.state[moved]["step"].fill_(value)
+        self._written: tuple[int, ...] = ()
+        """Addresses of the leaves that hold the masters as they are."""
+        self.attach(leaves)
 
     def attach(self, leaves: Mapping[str, Tensor]) -> None:
         """Let the gradients of these leaves be summed here."""
@@ -74,11 +57,11 @@ class ParameterSet:
             leaf.grad = view
 
     def write_to(self, leaves: Mapping[str, Tensor]) -> None:
-        """Copy the masters into leaves, rounded to their type."""
-        with torch.no_grad():
-            for name, master in self._masters.items():
-                if leaves[name].data_ptr() != master.data_ptr():
-                    leaves[name].copy_(master)
+        """Copy the masters into leaves, rounded to their type; nothing to do where the last step wrote them."""
+        addresses = self._addresses(leaves)
+        if addresses != self._written:
+            write_leaves(self._state.masters, [leaves[name] for name in self._shapes])
+            self._written = addresses
 
     def restart_from(self, values: Mapping[str, Tensor]) -> None:
         """Overwrite the masters and begin anew; `InvalidRequestError` when names or shapes differ."""
@@ -86,35 +69,34 @@ class ParameterSet:
         with torch.no_grad():
             for name, master in self._masters.items():
                 master.copy_(values[name])
-            for moved in self._moved:
-                for moment in _MOMENTS:
-                    self._adam.state[moved][moment].zero_()
-        self.num_steps = 0
+            for moments_P in self._moments.values():
+                moments_P.zero_()
+        self.num_steps, self._written = 0, ()
 
     def drop_gradient(self) -> None:
         """Forget what was summed."""
         self._gradient_P.zero_()
 
-    def step(self, *, lr: float, wd: float, max_grad_norm: float, num_samples: int) -> float:
-        """Move the masters by the mean gradient: its norm before clipping. Not finite: nothing moves.
+    def step(
+        self, leaves: Mapping[str, Tensor], *, lr: float, wd: float, max_grad_norm: float, num_samples: int
+    ) -> float:
+        """Move the masters by the mean gradient and write them to `leaves`: its norm before clipping.
 
-        The sums are forgotten either way.
+        Not finite: nothing moves. The sums are forgotten either way.
         """
-        norm = float(torch.linalg.vector_norm(self._gradient_P)) / num_samples
+        step = AdamStep(lr, wd, max_grad_norm, num_samples, self.num_steps + 1)
+        with torch.no_grad():
+            norm = float(adamw(self._state, step, [leaves[name] for name in self._shapes]))
         if math.isfinite(norm):
-            clip = min(1.0, max_grad_norm / (norm + 1e-6)) if max_grad_norm > 0 else 1.0
-            self._gradient_P.mul_(clip / num_samples)
-            for group in self._adam.param_groups:
-                group["lr"], group["weight_decay"] = lr, wd
-            self._adam.step()
-        self.drop_gradient()
+            self.num_steps += 1
+            self._written = self._addresses(leaves)
         return norm
 
     def state(self) -> dict[str, Tensor]:
         """Masters and moments by name, as views: what a resumed run needs besides `num_steps`."""
         tensors = {f"{name}.master": master for name, master in self._masters.items()}
-        for moment in _MOMENTS:
-            tensors |= {f"{name}.{moment}": value for name, value in self._moment_views(moment)}
+        for moment, moments_P in self._moments.items():
+            tensors |= {f"{name}.{moment}": value for name, value in self._named_views(moments_P)}
         return tensors
 
     def load_state(self, tensors: Mapping[str, Tensor], num_steps: int) -> None:
@@ -124,7 +106,7 @@ class ParameterSet:
         with torch.no_grad():
             for name, target in own.items():
                 target.copy_(tensors[name])
-        self.num_steps = num_steps
+        self.num_steps, self._written = num_steps, ()
 
     def _named_views(self, flat_P: Tensor) -> Iterator[tuple[str, Tensor]]:
         start = 0
@@ -132,21 +114,8 @@ class ParameterSet:
             yield name, flat_P[start : start + shape.numel()].view(shape)
             start += shape.numel()
 
-    def _moment_views(self, moment: str) -> Iterator[tuple[str, Tensor]]:
-        states = [self._adam.state[moved][moment] for moved in self._moved]
-        if len(states) == 1 and len(self._shapes) > 1:
-            yield from self._named_views(states[0])
-        else:
-            for (name, shape), state in zip(self._shapes.items(), states, strict=True):
-                yield name, state.view(shape)
-
-    def _create_state(self) -> None:
-        """Adam's buffers now, not in the first step: they are part of the plan."""
-        for moved in self._moved:
-            self._adam.state[moved] = {
-                "step": torch.zeros((), device=moved.device),
-                **{moment: torch.zeros_like(moved) for moment in _MOMENTS},
-            }
+    def _addresses(self, leaves: Mapping[str, Tensor]) -> tuple[int, ...]:
+        return tuple(leaves[name].data_ptr() for name in self._shapes)
 
 
 def _require_same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:

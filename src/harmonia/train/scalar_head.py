@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from harmonia.errors import UnsupportedModelError
+from harmonia.kernels.matmul import DenseWeight, matmul
 
 
 class ScalarHead:
@@ -38,7 +39,9 @@ class ScalarHead:
     def scores(self, hidden_CE: Tensor) -> Tensor:
         """values_C in fp32, outside of autograd: `backward` is the derivative."""
         with torch.no_grad():
-            return hidden_CE.float() @ self.weight_E
+            # As a product whose sums do not depend on the number of rows: a score is the same in every batch.
+            row = DenseWeight(self.weight_E.detach()[None], is_final=True, invariant=True)
+            return matmul(hidden_CE.float(), row)[:, 0]
 
     def backward(self, hidden_CE: Tensor, dvalues_C: Tensor) -> Tensor:
         """dhidden_CE in the dtype of the hidden states; adds to the gradient of the weight unless that is frozen."""

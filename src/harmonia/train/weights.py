@@ -42,8 +42,12 @@ class TrainedWeights(Protocol):
         """Place that the next version will take; nothing in flight may use it then."""
         ...
 
+    def step(self, *, lr: float, wd: float, max_grad_norm: float, num_samples: int) -> float:
+        """Move the masters as `ParameterSet.step` does, and write them to where the next version is read."""
+        ...
+
     def publish(self) -> None:
-        """Write the masters to where the next version is read."""
+        """Let the masters be the next version; writes them unless the last step did."""
         ...
 
     def leaves(self) -> dict[str, Tensor]:
@@ -76,8 +80,13 @@ class TrainedAdapter:
         """Place of the next version."""
         return self._slots[1 - self._active]
 
+    def step(self, *, lr: float, wd: float, max_grad_norm: float, num_samples: int) -> float:
+        """Move the masters and write the idle place."""
+        idle = self._leaves_of(self.idle_slot)
+        return self.parameters.step(idle, lr=lr, wd=wd, max_grad_norm=max_grad_norm, num_samples=num_samples)
+
     def publish(self) -> None:
-        """Write the idle place and flip."""
+        """Write the idle place, if that is still to do, and flip."""
         self.parameters.write_to(self._leaves_of(self.idle_slot))
         self._active = 1 - self._active
 
@@ -111,8 +120,12 @@ class TrainedBackbone:
             self._leaves[HEAD_NAME] = self.head.weight_E
         self.parameters = ParameterSet(self._leaves, own_masters=decoder.fmt.dtype is not torch.float32)
 
+    def step(self, *, lr: float, wd: float, max_grad_norm: float, num_samples: int) -> float:
+        """Move the masters and round them into the weights."""
+        return self.parameters.step(self._leaves, lr=lr, wd=wd, max_grad_norm=max_grad_norm, num_samples=num_samples)
+
     def publish(self) -> None:
-        """Round the masters into the weights, unless they are the same memory."""
+        """Round the masters into the weights, unless that is done or they are the same memory."""
         self.parameters.write_to(self._leaves)
 
     def leaves(self) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import agreement, cli, interleave, switch
+from benchmarks import agreement, cli, divergence, interleave, switch
 from benchmarks.cli import main
 from benchmarks.report import emit
 from benchmarks.tiny import write_tiny
@@ -29,8 +29,11 @@ def test_all_paths_agree_on_a_tiny_model(monkeypatch: pytest.MonkeyPatch, capsys
     tiny = ["--tiny", "--rank", "4", "--threads", "1", "--input", "40", "--output", "4"]
     assert main(["agreement", *tiny, "--json"]) == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [record["case"] for record in records] == CASES
+    assert [(record["mode"], record["case"]) for record in records] == [
+        (mode, case) for mode in ("plain", "invariant") for case in CASES
+    ]
     assert all(record["ok"] and record["sampled_loss_max"] <= 1e-5 for record in records)
+    assert all(record["sampled_loss_max"] == record["sampled_scored_max"] == 0 for record in records[len(CASES) :])
 
 
 def test_a_difference_beyond_the_bound_is_told_and_ends_with_status_1(
@@ -49,6 +52,29 @@ def test_on_a_gpu_no_bound_is_claimed() -> None:
     job = agreement.Job(**fields(Path("m"), num_input=1, num_output=1) | {"device": "cuda", "precision": "bfloat16"})
     one = agreement.Told(model="base", prompt=[1], generated=[2], sampled=[-1.0], scored=[-1.0], trained=[-1.1])
     assert agreement.agreement_record(job, agreement.CASES[0], [one])["ok"] is None
+
+
+def test_in_invariant_mode_the_bound_is_nothing_on_every_device() -> None:
+    job = agreement.Job(**fields(Path("m"), num_input=1, num_output=1) | {"device": "cuda", "precision": "bfloat16"})
+    one = agreement.Told(model="base", prompt=[1], generated=[2], sampled=[-1.0], scored=[-1.0], trained=[-1.0 - 1e-7])
+    assert agreement.agreement_record(job, agreement.CASES[0], [one], invariant=True)["ok"] is False
+
+
+def test_answers_that_part_are_counted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(cli, "describe", lambda threads, device: MACHINE)
+    tiny = ["--tiny", "--threads", "1", "--n", "1,2,5", "--prompts", "5", "--input", "20", "--output", "6"]
+    assert main(["divergence", *tiny, "--json"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(record["mode"], record["sizes"]) for record in records] == [
+        ("plain", "1 and 2"), ("plain", "1 and 5"), ("invariant", "1 and 2"), ("invariant", "1 and 5"),
+    ]  # fmt: skip
+    assert [record["ok"] for record in records] == [None, None, True, True]
+    job = divergence.Job(**fields(Path("m"), num_prompts=2, num_input=1, num_output=3, sizes=[1, 2]))
+    parted = divergence.divergence_record(job, 2, [[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [4, 7, 6]], invariant=True)
+    assert (parted["parted"], parted["parted_per_1000_tokens"], parted["shared_tokens"]) == (0.5, 200.0, 2.0)
+    assert parted["ok"] is False
+    assert main(["divergence", *tiny, "--n", "4"]) == 2
+    assert "--n is 1; give a number of at least 2" in capsys.readouterr().err
 
 
 def test_serving_and_training_are_measured_alone_and_together(
@@ -82,7 +108,7 @@ def test_defaults_are_those_of_the_goals() -> None:
     assert cli.parser().parse_args(["memory"]).case == []
 
 
-@pytest.mark.parametrize("command", ["interleave", "agreement", "switch", "memory"])
+@pytest.mark.parametrize("command", ["interleave", "agreement", "divergence", "switch", "memory"])
 def test_a_model_that_is_not_there_is_named(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

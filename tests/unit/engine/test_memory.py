@@ -94,7 +94,7 @@ def test_int8_and_fewer_adapters_need_less() -> None:
         ({"max_seq_len": 64, "kv_cache_len": 32}, "kv_cache_len 32 cannot hold"),
         ({"kv_cache_len": 3}, "at least one block"),
         ({"kv_cache_len": -5}, "at least one block"),
-        ({"precision": "int3"}, "precision is one of auto, float32, bfloat16, float16, int8; got .int3."),
+        ({"precision": "int3"}, "precision is one of auto, float32, bfloat16, float16, int8, fp8; got .int3."),
     ],
 )
 def test_impossible_settings_are_named(bad: dict, named: str) -> None:

@@ -24,6 +24,13 @@ def test_training_an_adapter_says_what_is_recomputed(smollm2: Path) -> None:
     assert "Training keeps the activations of 30 of 30 layers" in shown
 
 
+def test_invariant_mode_is_part_of_what_is_planned(smollm2: Path) -> None:
+    code, shown = plan(smollm2, "--invariant", "--kv-cache-len", "2048")
+    assert (code, "on cpu, float32, invariant" in shown) == (0, True)
+    code, shown = plan(smollm2, "--invariant", "--dtype", "bf16")
+    assert (code, "take float32 or int8 (--precision), or leave it out" in " ".join(shown.split())) == (1, True)
+
+
 def test_json_has_every_figure(smollm2: Path) -> None:
     code, shown = plan(smollm2, "--train", "--max-batch-size", "256", "--full", "--kv-cache-len", "2048", "--json")
     made = json.loads(shown)

@@ -52,11 +52,13 @@ def test_more_tokens_and_more_rank_take_more() -> None:
 def test_all_layers_are_kept_where_there_is_room_and_fewer_where_there_is_less() -> None:
     assert plan(lora()).num_kept == BIG.num_layers
     whole = plan(lora()).memory.total_bytes
-    kept = [plan(lora(), available=share * whole // 20).num_kept for share in range(8, 21)]
+    plans = [plan(lora(), available=share * whole // 40).memory for share in range(16, 41)]
+    kept = [(made.num_kept, made.num_whole) for made in plans]
     assert kept == sorted(kept)
-    assert kept[0] == 0
-    assert kept[-1] == BIG.num_layers
-    assert len(set(kept)) > 5
+    assert kept[0] == (0, 0)
+    assert kept[-1] == (BIG.num_layers, BIG.num_layers)
+    assert len(set(kept)) > 10
+    assert all(num_whole == 0 for num_kept, num_whole in kept if num_kept < BIG.num_layers)
 
 
 def test_a_plan_that_keeps_fewer_layers_fits_into_what_there_is() -> None:
@@ -74,7 +76,7 @@ def test_keeping_layers_comes_before_a_large_cache_and_after_a_useful_one() -> N
     roomy = plan(lora(), available=2 * least, kv_cache_len=None)
     assert (roomy.num_kept, roomy.memory.kv_cache_len > 10_000) == (BIG.num_layers, True)
     tight = plan(lora(), available=least - 200_000_000, kv_cache_len=None)
-    assert tight.num_kept < BIG.num_layers
+    assert tight.memory.num_whole < tight.num_kept
     assert 2048 <= tight.memory.kv_cache_len < 8192, "what no further layer fits into"
 
 

@@ -14,7 +14,9 @@ from torch import Tensor
 from harmonia.engine.engine import Engine
 from harmonia.engine.requests import SequenceOutput
 from harmonia.kernels.attention import dense_attention
-from harmonia.kernels.lora import LoraSegment
+from harmonia.kernels.heads import rotated_heads
+from harmonia.kernels.lora import LoraBatch, LoraSegment
+from harmonia.kernels.projection import Heads
 from harmonia.layers.forward import Forward
 from harmonia.layers.linear import WeightFormat
 from harmonia.layers.rope_config import RopeConfig
@@ -57,8 +59,10 @@ def random_decoder() -> Decoder:
 class DenseAttention:
     """Attention of one whole sequence to itself."""
 
-    def attend(self, layer: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, *, scale: float, window: int) -> Tensor:
-        return dense_attention(q_THD, k_TGD, v_TGD, scale, window)
+    def attend(
+        self, layer: int, qkv_TF: Tensor, heads: Heads, positions_T: Tensor, *, scale: float, window: int
+    ) -> Tensor:
+        return dense_attention(*rotated_heads(qkv_TF, heads, positions_T), scale, window)
 
 
 class Reference:
@@ -72,7 +76,7 @@ class Reference:
         """Scores after every token."""
         segments = () if adapter_slot is None else (LoraSegment(0, len(tokens), adapter_slot),)
         with torch.inference_mode():
-            forward = Forward(torch.arange(len(tokens)), DenseAttention(), segments)
+            forward = Forward(torch.arange(len(tokens)), DenseAttention(), LoraBatch.of(segments))
             return self._decoder.logits(self._decoder(torch.tensor(tokens), forward))
 
     def _generate(self, prompt: tuple[int, ...], max_tokens: int, adapter_slot: int | None = None) -> list[int]:

@@ -8,12 +8,12 @@ from torch import Tensor
 TOLERANCE = 1e-5
 
 
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
-    """The largest difference, relative to the largest number."""
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE, least: float = 1e-20) -> None:
+    """The largest difference, relative to the largest number, which counts as `least` if it is smaller."""
     assert actual.shape == expected.shape
     actual, expected = actual.detach(), expected.detach()
     if expected.numel():
-        scale = max(float(expected.abs().max()), 1e-20)
+        scale = max(float(expected.abs().max()), least)
         assert float((actual - expected).abs().max()) <= tolerance * scale
 
 

@@ -4,44 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harmonia.kernels.attention import LayerCache, PagedLayout, paged_attention, write_cache
-
-
-def layout_of(lens: list[tuple[int, int]], block_size: int) -> tuple[PagedLayout, int]:
-    """Sequences of (queries, tokens cached before them) in shuffled blocks, and the number of blocks."""
-    contexts = [queries + cached for queries, cached in lens]
-    counts = [-(-context // block_size) for context in contexts]
-    blocks = iter(torch.randperm(sum(counts) + 2).tolist())
-    table_SM = torch.full((len(lens), max(counts)), -1, dtype=torch.int32)
-    slots = []
-    for row, (count, (queries, cached)) in enumerate(zip(counts, lens, strict=True)):
-        table_SM[row, :count] = torch.tensor([next(blocks) for _ in range(count)])
-        positions = torch.arange(cached, cached + queries)
-        slots.append(table_SM[row, positions // block_size].long() * block_size + positions % block_size)
-    layout = PagedLayout(
-        slots_T=torch.cat(slots),
-        block_table_SM=table_SM,
-        context_lens_S=torch.tensor(contexts, dtype=torch.int32),
-        query_lens=tuple(queries for queries, _ in lens),
-        context_lens=tuple(contexts),
-        num_decodes=0,
-    )
-    return layout, sum(counts) + 2
-
-
-def cache_of(num_blocks: int, block_size: int, kv_heads: int, size: int) -> LayerCache:
-    return LayerCache(*torch.randn(2, num_blocks, block_size, kv_heads, size))
-
-
-def poison_unused(cache: LayerCache, layout: PagedLayout, block_size: int) -> None:
-    """NaN wherever no sequence has a token: nothing of that may be seen."""
-    used = torch.zeros(cache.k_NPGD.shape[:2], dtype=torch.bool)
-    for row, context in enumerate(layout.context_lens):
-        positions = torch.arange(context)
-        used[layout.block_table_SM[row, positions // block_size].long(), positions % block_size] = True
-    cache.k_NPGD[~used] = torch.nan
-    cache.v_NPGD[~used] = torch.nan
-
+from harmonia.kernels.attention import paged_attention, write_cache
+from harmonia.kernels.pages import LayerCache, PagedLayout
+from tests.unit.kernels.pages import cache_of, layout_of, poison_unused
 
 LENS = st.lists(
     st.tuples(st.sampled_from((1, 1, 1, 2, 5, 17, 65, 130)), st.sampled_from((0, 0, 1, 15, 16, 63, 64, 100, 200))),
@@ -76,8 +41,10 @@ def test_a_sequence_gets_the_same_bits_in_any_batch():
     for row in range(4):
         alone = PagedLayout(
             slots_T=layout.slots_T[starts[row] : starts[row + 1]],
-            block_table_SM=layout.block_table_SM[row : row + 1],
+            blocks_B=layout.blocks_B,
+            block_starts_S=layout.block_starts_S[row : row + 1],
             context_lens_S=layout.context_lens_S[row : row + 1],
+            query_starts_S1=torch.tensor([0, starts[row + 1] - starts[row]], dtype=torch.int32),
             query_lens=layout.query_lens[row : row + 1],
             context_lens=layout.context_lens[row : row + 1],
             num_decodes=0,

@@ -120,8 +120,14 @@ def test_bf16_hidden_states(device):
 
 @pytest.mark.parametrize("vocab_size", [100, 49152, 262144, 10**9])
 def test_chunks_are_bounded(vocab_size):
-    rows = head_rows(vocab_size, CPU)
+    rows = head_rows(vocab_size, 64, CPU)
     assert rows == 16 or rows * vocab_size * 4 <= 64 << 20
+
+
+@pytest.mark.parametrize(("num_features", "vocab_size", "rows"), [(4096, 151_936, 1024), (1024, 151_936, 2048)])
+def test_chunks_on_a_gpu_keep_it_busy(num_features, vocab_size, rows):
+    assert head_rows(vocab_size, num_features, torch.device("cuda")) == rows
+    assert head_rows(10**9, num_features, torch.device("cuda")) == 16
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

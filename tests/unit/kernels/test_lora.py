@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from harmonia.kernels.lora import LoraLeaves, LoraPart, LoraRows, LoraSegment, PlacedLora
+from harmonia.kernels.lora import LoraBatch, LoraLeaves, LoraPart, LoraRows, LoraSegment, PlacedLora
 from harmonia.kernels.matmul import DenseWeight, adapted_matmul
 
 NUM_IN = 40
@@ -68,7 +68,7 @@ def test_adapters_in_training_beside_frozen_ones(segments, trained, absent, impl
     placed, weight_NK = side_by_side(parts), torch.randn(sum(SIZES), NUM_IN)
     x, bias_N, dy = torch.randn(NUM_TOKENS, NUM_IN), torch.randn(sum(SIZES)), torch.randn(NUM_TOKENS, sum(SIZES))
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    y_TN = adapted_matmul(ours, DenseWeight(weight_NK.clone()), bias_N, placed, segments, impl)
+    y_TN = adapted_matmul(ours, DenseWeight(weight_NK.clone()), bias_N, placed, LoraBatch(segments), impl)
     expected, leaves = plain(theirs, weight_NK, bias_N, placed, segments)
     assert_close(y_TN, expected)
     y_TN.backward(dy)
@@ -85,7 +85,9 @@ def test_the_first_layer_needs_no_gradient_of_its_input():
     part = arena(64)
     train(part, 1)
     x_TK = torch.randn(30, NUM_IN)
-    y_TN = adapted_matmul(x_TK, DenseWeight(torch.randn(64, NUM_IN)), None, [PlacedLora(0, 64, part)], RAGGED[:2])
+    y_TN = adapted_matmul(
+        x_TK, DenseWeight(torch.randn(64, NUM_IN)), None, [PlacedLora(0, 64, part)], LoraBatch(RAGGED[:2])
+    )
     y_TN.sum().backward()
     low = 2.0 * x_TK[1:] @ part.leaves[1].a_rK.detach().T
     assert_close(part.leaves[1].b_rN.grad, low.sum(0)[:, None].expand(8, 64))
@@ -95,10 +97,10 @@ def test_only_inputs_of_trained_adapters_are_kept():
     part, x_TK = arena(64), torch.randn(NUM_TOKENS, NUM_IN, requires_grad=True)
     weight, kept = DenseWeight(torch.randn(64, NUM_IN)), []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        adapted_matmul(x_TK, weight, None, [PlacedLora(0, 64, part)], RAGGED)
+        adapted_matmul(x_TK, weight, None, [PlacedLora(0, 64, part)], LoraBatch(RAGGED))
         assert not kept
         train(part, 2)
-        adapted_matmul(x_TK, weight, None, [PlacedLora(0, 64, part)], RAGGED)
+        adapted_matmul(x_TK, weight, None, [PlacedLora(0, 64, part)], LoraBatch(RAGGED))
     assert [tensor.data_ptr() for tensor in kept] == [x_TK.data_ptr()]
 
 
@@ -107,7 +109,7 @@ def test_an_adapter_without_tokens_gets_no_gradient():
     train(part, 0)
     x_TK = torch.randn(0, NUM_IN, requires_grad=True)
     weight, segment = DenseWeight(torch.randn(64, NUM_IN)), LoraSegment(0, 0, 0)
-    adapted_matmul(x_TK, weight, None, [PlacedLora(0, 64, part)], (segment,)).sum().backward()
+    adapted_matmul(x_TK, weight, None, [PlacedLora(0, 64, part)], LoraBatch((segment,))).sum().backward()
     assert part.leaves[0].a_rK.grad is None
 
 
@@ -117,7 +119,7 @@ def test_bf16_adapters_get_fp32_gradients():
     train(part, 1)
     placed, weight = [PlacedLora(0, 64, part)], DenseWeight(torch.randn(64, NUM_IN).bfloat16())
     x_TK = torch.randn(NUM_TOKENS, NUM_IN).bfloat16()
-    y_TN = adapted_matmul(x_TK, weight, None, placed, AGAIN[:1])
+    y_TN = adapted_matmul(x_TK, weight, None, placed, LoraBatch(AGAIN[:1]))
     y_TN.float().sum().backward()
     expected, leaves = plain(x_TK.float(), weight.weight_NK.float(), None, placed, AGAIN[:1])
     expected.sum().backward()
@@ -132,7 +134,7 @@ def test_shapes_without_memory():
     train(part, 1)
     weight = DenseWeight(torch.empty(64, NUM_IN, dtype=torch.bfloat16, device="meta"))
     x_TK = torch.empty(NUM_TOKENS, NUM_IN, dtype=torch.bfloat16, device="meta", requires_grad=True)
-    adapted_matmul(x_TK, weight, None, [PlacedLora(0, 64, part)], RAGGED).sum().backward()
+    adapted_matmul(x_TK, weight, None, [PlacedLora(0, 64, part)], LoraBatch(RAGGED)).sum().backward()
     assert x_TK.grad.shape == x_TK.shape
     assert part.leaves[1].a_rK.grad.shape == (8, NUM_IN)
 
@@ -150,7 +152,7 @@ def test_adapters_on_a_gpu(dtype, tolerance):
         torch.randn(NUM_TOKENS, sum(SIZES)).to("cuda", dtype),
     )
     ours, theirs = x_TK.requires_grad_(), x_TK.detach().float().requires_grad_()
-    adapted_matmul(ours, DenseWeight(weight_NK), None, placed, AGAIN).backward(dy_TN)
+    adapted_matmul(ours, DenseWeight(weight_NK), None, placed, LoraBatch(AGAIN)).backward(dy_TN)
     expected, leaves = plain(theirs, weight_NK.float(), None, placed, AGAIN)
     expected.backward(dy_TN.float())
     assert_close(ours.grad.float(), theirs.grad, tolerance)

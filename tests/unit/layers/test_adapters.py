@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from harmonia.errors import AdapterLimitError, InvalidRequestError
-from harmonia.kernels.lora import LoraSegment
+from harmonia.kernels.lora import LoraBatch, LoraSegment
 from harmonia.layers.adapters import AdapterBank, BankTarget, LoraMatrices
 from harmonia.layers.linear import Linear, WeightFormat
 
@@ -49,7 +49,7 @@ def test_a_new_adapter_changes_nothing_even_on_used_rows():
     bank, linear = bank_of(num_adapters=1)
     bank.unload(bank.load("old", matrices()))
     slot, x_TK = bank.create("new", RANKS), torch.randn(5, 24)
-    assert torch.equal(linear(x_TK, (LoraSegment(0, 5, slot),)), linear(x_TK, ()))
+    assert torch.equal(linear(x_TK, LoraBatch((LoraSegment(0, 5, slot),))), linear(x_TK, None))
     assert not bank.read(slot)["q_proj"].a_rK.any()
 
 
@@ -115,7 +115,7 @@ def test_what_does_not_fit_the_slot_is_not_written(path):
 def test_leaves_are_the_rows_that_serving_reads():
     (bank, linear), x_TK = bank_of(), torch.randn(5, 24)
     slot = bank.load("a", matrices())
-    leaves, segments = bank.leaves(slot), (LoraSegment(1, 4, slot),)
+    leaves, segments = bank.leaves(slot), LoraBatch((LoraSegment(1, 4, slot),))
     assert all(again is leaves[path] for path, again in bank.leaves(slot).items())
     linear(x_TK, segments).sum().backward()
     before = linear(x_TK, segments).detach()
@@ -130,19 +130,19 @@ def test_an_adapter_that_is_no_longer_trained_is_frozen():
     bank, linear = bank_of()
     slot = bank.load("a", matrices())
     bank.leaves(slot)
-    assert linear(torch.randn(5, 24), (LoraSegment(0, 5, slot),)).requires_grad
+    assert linear(torch.randn(5, 24), LoraBatch((LoraSegment(0, 5, slot),))).requires_grad
     bank.drop_leaves(slot)
-    assert not linear(torch.randn(5, 24), (LoraSegment(0, 5, slot),)).requires_grad
+    assert not linear(torch.randn(5, 24), LoraBatch((LoraSegment(0, 5, slot),))).requires_grad
     bank.leaves(slot)
     bank.unload(slot)
     assert bank.create("b", RANKS) == slot
-    assert not linear(torch.randn(5, 24), (LoraSegment(0, 5, slot),)).requires_grad
+    assert not linear(torch.randn(5, 24), LoraBatch((LoraSegment(0, 5, slot),))).requires_grad
 
 
 def test_growing_keeps_adapters_leaves_and_gradients():
     (bank, linear), given, x_TK = bank_of(1, 4), matrices(), torch.randn(5, 24)
     slot = bank.load("a", given)
-    segments, leaves = (LoraSegment(0, 5, slot),), bank.leaves(slot)
+    segments, leaves = LoraBatch((LoraSegment(0, 5, slot),)), bank.leaves(slot)
     buffer = torch.zeros(4, 24)
     leaves["q_proj"].a_rK.grad = buffer
     linear(x_TK, segments).sum().backward()
@@ -178,7 +178,7 @@ def test_a_bank_made_for_serving_can_train():
         bank, linear = bank_of()
         slot = bank.load("a", matrices())
         leaves = bank.leaves(slot)
-    linear(torch.randn(5, 24), (LoraSegment(0, 5, slot),)).sum().backward()
+    linear(torch.randn(5, 24), LoraBatch((LoraSegment(0, 5, slot),))).sum().backward()
     assert leaves["q_proj"].b_rN.grad is not None
 
 
@@ -188,7 +188,7 @@ def test_bf16_leaves_take_fp32_gradients():
     leaves = bank.leaves(slot)
     leaves["q_proj"].b_rN.grad = torch.zeros(4, 16)
     x_TK = torch.randn(5, 24).bfloat16()
-    linear(x_TK, (LoraSegment(0, 5, slot),)).sum().backward()
+    linear(x_TK, LoraBatch((LoraSegment(0, 5, slot),))).sum().backward()
     bank.grow(5, 40)
-    linear(x_TK, (LoraSegment(0, 5, slot),)).sum().backward()
+    linear(x_TK, LoraBatch((LoraSegment(0, 5, slot),))).sum().backward()
     assert leaves["q_proj"].b_rN.grad.dtype is leaves["q_proj"].a_rK.grad.dtype is torch.float32

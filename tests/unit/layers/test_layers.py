@@ -7,7 +7,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from harmonia.kernels.lora import LoraRows, LoraSegment
+from harmonia.kernels.lora import LoraBatch, LoraRows, LoraSegment
 from harmonia.layers.embedding import Embedding
 from harmonia.layers.linear import Linear, LoraPart, WeightFormat
 from harmonia.layers.mlp import GatedMlp
@@ -82,17 +82,17 @@ def test_linear_is_its_parts_side_by_side():
         parameter.fill(0, given[parameter.name])
     x = torch.randn(5, 16)
     parts = [F.linear(x, given[f"{name}.weight"], given[f"{name}.bias"]) for name in ("q_proj", "k_proj")]
-    torch.testing.assert_close(linear(x, ()), torch.cat(parts, dim=1))
+    torch.testing.assert_close(linear(x, None), torch.cat(parts, dim=1))
 
 
 def test_adapters_change_only_their_tokens_and_parts():
     torch.manual_seed(0)
     linear = filled(Linear.create(16, {"q_proj": 8, "k_proj": 4}, FP32))
     x = torch.randn(5, 16)
-    plain = linear(x, ())
+    plain = linear(x, None)
     a, b = torch.randn(3, 16), torch.randn(3, 4)
     linear.lora["k_proj"] = LoraPart(a, b, [LoraRows(1, 2, 0.5)])
-    changed = linear(x, (LoraSegment(1, 3, 0),))
+    changed = linear(x, LoraBatch((LoraSegment(1, 3, 0),)))
     expected = plain.clone()
     expected[1:3, 8:] += 0.5 * (x[1:3] @ a[1:].T) @ b[1:]
     torch.testing.assert_close(changed, expected)
@@ -105,7 +105,7 @@ def test_int8_weights_are_close():
     next(int8.parameters("")).fill(0, rows)
     x = torch.randn(3, 128)
     exact = x @ rows.T
-    assert float((int8(x, ()) - exact).abs().max()) < 0.02 * float(exact.abs().max())
+    assert float((int8(x, None) - exact).abs().max()) < 0.02 * float(exact.abs().max())
 
 
 def test_norm_adds_what_the_checkpoint_leaves_out():
@@ -136,12 +136,12 @@ def test_mixture_is_the_weighted_sum_of_the_chosen(normalize):
         filled(expert.down)
     moe = SparseMoe(router, experts, 2, normalize)
     x = torch.randn(9, 16)
-    probs = router(x, ()).softmax(-1)
+    probs = router(x, None).softmax(-1)
     expected = torch.zeros_like(x)
     for token in range(len(x)):
         weights, chosen = probs[token].topk(2)
         weights = weights / weights.sum() if normalize else weights
         for weight, expert in zip(weights, chosen, strict=True):
-            expected[token] += weight * experts[int(expert)](x[token : token + 1], ())[0]
-    torch.testing.assert_close(moe(x, ()), expected)
+            expected[token] += weight * experts[int(expert)](x[token : token + 1], None)[0]
+    torch.testing.assert_close(moe(x, None), expected)
     torch.testing.assert_close(moe(x[4:5], ()), expected[4:5])

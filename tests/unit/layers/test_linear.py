@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from harmonia.kernels.lora import LoraSegment
+from harmonia.kernels.lora import LoraBatch, LoraSegment
 from harmonia.layers.adapters import AdapterBank, BankTarget
 from harmonia.layers.linear import Linear, WeightFormat
 
@@ -25,7 +25,7 @@ def test_biases_of_all_parts_are_one_storage_that_can_be_trained():
     storages = {id(parameter.storage): parameter.storage for parameter in linear.parameters("")}
     assert sum(storage.num_bytes for storage in storages.values()) == linear.num_bytes + 4 * 128
     linear.bias.values.requires_grad_()
-    linear(x_TK, ()).sum().backward()
+    linear(x_TK, None).sum().backward()
     assert linear.bias_N.grad.tolist() == [5.0] * 128
 
 
@@ -37,11 +37,11 @@ def test_serving_and_training_give_the_same():
         with torch.no_grad():
             leaves.a_rK.normal_()
             leaves.b_rN.normal_()
-    x_TK, segments = torch.randn(7, 48), (LoraSegment(2, 6, slot),)
+    x_TK, segments = torch.randn(7, 48), LoraBatch((LoraSegment(2, 6, slot),))
     with torch.inference_mode():
         served = linear(x_TK, segments)
     assert torch.equal(linear(x_TK.requires_grad_(), segments), served)
-    assert not torch.equal(linear(x_TK, ()), served)
+    assert not torch.equal(linear(x_TK, None), served)
 
 
 def test_everything_can_be_trained_at_once():
@@ -56,7 +56,7 @@ def test_everything_can_be_trained_at_once():
     leaf, (a_rK, b_rN) = linear.weight.require_grad(), (leaves.a_rK.detach(), leaves.b_rN.detach())
     linear.bias_N.requires_grad_()
     ours, theirs = x_TK.clone().requires_grad_(), x_TK.clone().requires_grad_()
-    y_TN = linear(ours, (LoraSegment(0, 9, slot),))
+    y_TN = linear(ours, LoraBatch((LoraSegment(0, 9, slot),)))
     change = 0.5 * (theirs @ a_rK.T) @ b_rN
     expected = F.linear(theirs, weight_NK, linear.bias_N.detach()) + F.pad(change, (64, 40))
     torch.testing.assert_close(y_TN, expected)

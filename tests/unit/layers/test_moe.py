@@ -55,7 +55,7 @@ def test_gradients_of_inputs_with_frozen_experts(normalize, tokens):
     moe = mixture(normalize)
     x_TE, d_y_TE = torch.randn(2, tokens, 16)
     x_TE.requires_grad_()
-    y_TE, expected_TE = moe(x_TE, ()), plain(moe, x_TE)
+    y_TE, expected_TE = moe(x_TE, None), plain(moe, x_TE)
     assert_close(y_TE, expected_TE)
     ours, plainly = (torch.autograd.grad(out_TE, x_TE, d_y_TE)[0] for out_TE in (y_TE, expected_TE))
     assert_close(ours, plainly)
@@ -67,7 +67,7 @@ def test_gradients_of_router_and_experts(normalize):
     leaves = [weight.require_grad() for weight in weights(moe)]
     x_TE, d_y_TE = torch.randn(2, 40, 16)
     x_TE.requires_grad_()
-    ours = torch.autograd.grad(moe(x_TE, ()), [x_TE, *leaves], d_y_TE)
+    ours = torch.autograd.grad(moe(x_TE, None), [x_TE, *leaves], d_y_TE)
     plainly = torch.autograd.grad(plain(moe, x_TE), [x_TE, *leaves], d_y_TE)
     for actual, expected in zip(ours, plainly, strict=True):
         assert_close(actual, expected)
@@ -76,14 +76,14 @@ def test_gradients_of_router_and_experts(normalize):
 def test_experts_without_tokens_get_no_gradient():
     moe = mixture(normalize=True)
     leaves = [weight.require_grad() for weight in weights(moe)]
-    found = torch.autograd.grad(moe(torch.randn(1, 16), ()).sum(), leaves, allow_unused=True)
+    found = torch.autograd.grad(moe(torch.randn(1, 16), None).sum(), leaves, allow_unused=True)
     assert sum(gradient is not None for gradient in found) == 1 + 2 * 2
 
 
 def test_as_much_is_kept_without_data():
     x_TE = torch.randn(41, 16)
     counts = [
-        sum(shape.numel() * dtype.itemsize for shape, dtype in kept(lambda x, moe=moe: moe(x, ()), x))
+        sum(shape.numel() * dtype.itemsize for shape, dtype in kept(lambda x, moe=moe: moe(x, None), x))
         for moe, x in ((mixture(normalize=True), x_TE), (mixture(normalize=True, fmt=META), x_TE.to("meta")))
     ]
     assert counts[0] == counts[1]

@@ -4,7 +4,7 @@ import random
 
 import torch
 
-from harmonia.kernels.attention import LayerCache, PagedLayout
+from harmonia.kernels.pages import LayerCache, PagedLayout
 from harmonia.layers.forward import Forward, PagedAttention
 from harmonia.models.decoder import Decoder
 
@@ -43,11 +43,15 @@ class PagedRunner:
             tokens += chunks[sequence]
             self.lengths[sequence] += len(chunks[sequence])
         context_lens = tuple(self.lengths[sequence] for sequence in order)
+        query_lens = tuple(len(chunks[sequence]) for sequence in order)
+        blocks = [self.blocks[sequence] for sequence in order]
         layout = PagedLayout(
             slots_T=torch.tensor(slots),
-            block_table_SM=torch.tensor([self.blocks[sequence] for sequence in order], dtype=torch.int32),
+            blocks_B=torch.tensor(blocks, dtype=torch.int32).flatten(),
+            block_starts_S=torch.tensor([row * len(blocks[0]) for row in range(len(blocks))], dtype=torch.int32),
             context_lens_S=torch.tensor(context_lens, dtype=torch.int32),
-            query_lens=tuple(len(chunks[sequence]) for sequence in order),
+            query_starts_S1=torch.tensor((0, *query_lens)).cumsum(0).int(),
+            query_lens=query_lens,
             context_lens=context_lens,
             num_decodes=sum(len(chunks[sequence]) == 1 for sequence in order),
         )

@@ -1,0 +1,183 @@
+"""From a batch to hidden states: run operation by operation, or replayed from captured graphs.
+
+A captured graph repeats the kernels of one decode step without the host's work of launching them, some 350 for a
+model of 36 layers. There is one for each of a few batch sizes, and a batch runs on the next larger one, its other rows
+being padding that no kernel writes for. Prompts, and what reads more than the next token, run operation by operation.
+Shapes: T tokens, E features.
+"""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from harmonia.engine.backbone import Backbone
+from harmonia.engine.batch import Batch
+from harmonia.engine.inputs import DeviceInputs, HostInputs, StepInputs
+from harmonia.kernels import gpu
+from harmonia.kernels.feed import fed_ids
+from harmonia.kernels.lora import LoraBatch
+from harmonia.kernels.pages import PagedLayout
+from harmonia.layers.forward import Forward, PagedAttention
+
+_PROMPT = 256
+"""Tokens of a prompt that does nothing but compile kernels."""
+_WARM_UPS = 2
+"""Runs before a capture: kernels are compiled and workspaces allocated in them."""
+
+
+class CachedModel:
+    """A decoder with its cache, and the last sampled id of every running slot."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.decoder = backbone.decoder
+        self.last_ids = torch.zeros(backbone.plan.scheduler.max_running, dtype=torch.int64, device=backbone.device)
+
+    def __call__(self, inputs: StepInputs, layout: PagedLayout, adapters: LoraBatch | None) -> Tensor:
+        """Final-norm hidden states of every token: hidden_TE."""
+        token_ids_T = fed_ids(inputs.token_ids_T, inputs.fed_slots_T, self.last_ids)
+        attention = PagedAttention(self.backbone.caches, layout)
+        return self.decoder(token_ids_T, Forward(inputs.positions_T, attention, adapters))
+
+    def layout(self, inputs: StepInputs, batch: Batch | None, num_decodes: int) -> PagedLayout:
+        """Where the tokens stand in the cache; without a batch, lengths are known to the device only."""
+        return PagedLayout(
+            slots_T=inputs.slots_T,
+            blocks_B=inputs.blocks_B,
+            block_starts_S=inputs.block_starts_S,
+            context_lens_S=inputs.context_lens_S,
+            query_starts_S1=inputs.query_starts_S1,
+            query_lens=() if batch is None else tuple(work.count for work in batch.work),
+            context_lens=() if batch is None else tuple(batch.context_lens_S.tolist()),
+            num_decodes=num_decodes,
+            invariant=self.decoder.fmt.invariant,
+        )
+
+
+class PlainSteps:
+    """Operation by operation, on a CPU."""
+
+    def __init__(self, model: CachedModel) -> None:
+        self._model = model
+        self._inputs = HostInputs()
+
+    sizes: tuple[int, ...] = ()
+    """No graphs."""
+
+    def prepare(self) -> None:
+        """Nothing to do."""
+
+    def run(self, batch: Batch) -> tuple[StepInputs, Tensor]:
+        """The batch's integers, and hidden_TE."""
+        inputs = self._inputs.put(batch)
+        layout = self._model.layout(inputs, batch, batch.num_decodes)
+        return inputs, self._model(inputs, layout, LoraBatch.of(batch.segments, inputs.adapter_slots_T))
+
+
+class _Shape(NamedTuple):
+    """What one graph is captured for."""
+
+    num_rows: int
+    adapted: bool
+    """Some token uses an adapter."""
+
+
+class _Captured(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    hidden_TE: Tensor
+
+
+class GraphedSteps:
+    """Decode steps as captured graphs, the others operation by operation."""
+
+    def __init__(self, model: CachedModel) -> None:
+        plan = model.backbone.plan
+        scheduler, config = plan.scheduler, plan.config
+        assert scheduler.max_batch_tokens is not None, "the plan resolves it"
+        self._model = model
+        self._device = model.backbone.device
+        max_blocks = -(-plan.max_seq_len // config.cache.block_size)
+        self._inputs = DeviceInputs(scheduler.max_batch_tokens, scheduler.max_running, max_blocks, self._device)
+        capturable = gpu.has_triton() and model.decoder.config.moe is None  # the host asks which experts are used
+        self._sizes = graph_sizes(scheduler.max_running) if config.graphs and capturable else []
+        self._captured: dict[_Shape, _Captured] = {}
+        self._pool: Any = None
+        self._stream: torch.cuda.Stream | None = None
+        self._places = model.backbone.places
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Batch sizes that graphs are captured for."""
+        return tuple(self._sizes)
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Capture every size, the largest first, so that the others fit into its memory. Adapters wait until used.
+
+        A prompt of padding compiles what steps take that are no decodes.
+        """
+        for size in reversed(self._sizes):
+            self._graph(_Shape(size, adapted=False))
+        if self._sizes:
+            inputs = self._inputs.padded(_PROMPT)
+            layout = replace(
+                self._model.layout(inputs, None, 0), query_lens=(_PROMPT,), context_lens=(_PROMPT,), num_decodes=0
+            )
+            inputs.context_lens_S[:1] = _PROMPT
+            self._model(inputs, layout, None)
+
+    def run(self, batch: Batch) -> tuple[StepInputs, Tensor]:
+        """The batch's integers, and hidden_TE. What a graph returns holds until the next step."""
+        shape = self._shape(batch)
+        if shape is None:
+            inputs = self._inputs.put(batch)
+            layout = self._model.layout(inputs, batch, batch.num_decodes)
+            return inputs, self._model(inputs, layout, LoraBatch.of(batch.segments, inputs.adapter_slots_T))
+        captured = self._graph(shape)
+        inputs = self._inputs.put(batch, shape.num_rows)
+        captured.graph.replay()
+        return inputs, captured.hidden_TE[: batch.num_tokens]
+
+    def _shape(self, batch: Batch) -> _Shape | None:
+        if not batch.is_decode:
+            return None
+        place = bisect.bisect_left(self._sizes, batch.num_tokens)
+        return _Shape(self._sizes[place], bool(batch.segments)) if place < len(self._sizes) else None
+
+    def _graph(self, shape: _Shape) -> _Captured:
+        if self._places != self._model.backbone.places:
+            self._captured, self._pool, self._places = {}, None, self._model.backbone.places
+        if shape not in self._captured:
+            self._captured[shape] = self._capture(shape)
+        return self._captured[shape]
+
+    @torch.inference_mode()
+    def _capture(self, shape: _Shape) -> _Captured:
+        inputs = self._inputs.padded(shape.num_rows)
+        if self._stream is None:  # one for all: the vendor's library keeps a workspace of 32 MiB for each
+            self._stream = torch.cuda.Stream(self._device)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for _ in range(_WARM_UPS):
+                self._decode(inputs, shape)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            hidden_TE = self._decode(inputs, shape)
+        self._pool = self._pool or graph.pool()
+        return _Captured(graph, hidden_TE)
+
+    def _decode(self, inputs: StepInputs, shape: _Shape) -> Tensor:
+        adapters = LoraBatch((), inputs.adapter_slots_T) if shape.adapted else None
+        return self._model(inputs, self._model.layout(inputs, None, shape.num_rows), adapters)
+
+
+def graph_sizes(max_running: int) -> list[int]:
+    """Batch sizes that graphs are captured for: at most a fifth of a large batch is padding."""
+    sizes = [1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32), *range(320, max_running + 1, 64)]
+    return sorted({*(size for size in sizes if size < max_running), max_running})
