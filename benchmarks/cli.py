@@ -58,8 +58,9 @@ def records(options: argparse.Namespace) -> Iterator[Record]:
         case "serve" | "compare" | "http" | "idle":
             yield from _serving(options)
         case "perplexity":
+            made = _perplexity(options)  # what is wrong with the options is said before the machine is measured
             machine = describe(options.threads, options.device)
-            yield from (record | {"machine": machine} for record in _perplexity(options))
+            yield from (record | {"machine": machine} for record in made)
         case _:
             with ExitStack() as stack:
                 made = _training(options, stack)

@@ -98,39 +98,6 @@ def test_a_row_is_the_same_in_every_batch() -> None:
     assert all(torch.equal(part, whole) for part, whole in zip((served, *written), together, strict=True))
 
 
-def test_kernels_that_start_early_wait_for_what_they_read() -> None:
-    """A chain of launches that overlap, in a graph, against the same one after another."""
-    from harmonia.kernels.activation_triton import gated_activation_triton  # there is no Triton where there is no GPU
-    from harmonia.kernels.heads_triton import split_heads
-    from harmonia.kernels.norm_triton import rms_norm_triton
-
-    heads = heads_of((8, 4, 64), torch.bfloat16, norm=True)
-    weight_E, positions_T = random(1024, dtype=torch.bfloat16), torch.arange(300, device="cuda", dtype=torch.int32)
-    x_TE, slots_T = random(300, 1024, dtype=torch.bfloat16), torch.arange(300, device="cuda", dtype=torch.int32)
-    pages = random(2, 20, 16, 4, 64, dtype=torch.bfloat16)
-
-    def chain(overlap: bool) -> Tensor:
-        mixed_TE, residual_TE = x_TE, x_TE
-        for _ in range(30):
-            mixed_TE, total_TE = rms_norm_triton(mixed_TE, residual_TE, weight_E, EPS, overlap=overlap)
-            q_THD = split_heads(mixed_TE, heads, positions_T, (*pages, slots_T), overlap=overlap)[0]
-            gated_TF = gated_activation_triton(q_THD.flatten(1), "silu", overlap=overlap)
-            wide_TE = gated_TF.repeat(1, 4)
-            mixed_TE, residual_TE = rms_norm_triton(wide_TE, total_TE, weight_E, EPS, overlap=overlap)
-        return mixed_TE
-
-    expected_TE = chain(False)
-    chain(True)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        actual_TE = chain(True)
-    for _ in range(3):
-        actual_TE.fill_(torch.nan)
-        graph.replay()
-        assert torch.equal(actual_TE, expected_TE)
-
-
 @DTYPES
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 @pytest.mark.parametrize(("rows", "size"), [(1, 12288), (64, 3072), (257, 1536), (3, 1001), (5, 1), (0, 64)])

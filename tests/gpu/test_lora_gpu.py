@@ -109,6 +109,21 @@ def test_mixed_adapters(name, dtype, num_tokens):
         assert torch.equal(found, again)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", LINEARS)
+@pytest.mark.parametrize("ranks", [RANKS[:3], RANKS], ids=["to 16", "to 64"])
+def test_few_tokens_of_the_same_bits_wherever_they_stand(name, dtype, ranks):
+    """Unordered, so that programs take several tiles; each token alone, and among others."""
+    _, placed, slots = bank_of(name, dtype, ranks)
+    x_TK = torch.randn(64, LINEARS[name][0], dtype=dtype, device="cuda")
+    segments = tuple(LoraSegment(row, row + 1, slots[row * 7 % len(slots)]) for row in range(64) if row % 9)
+    together = added(placed, LoraBatch(segments), x_TK, "triton")
+    assert_close(together, added(placed, LoraBatch(segments), x_TK, "eager"), dtype)
+    for segment in segments[::5]:
+        alone = added(placed, LoraBatch((LoraSegment(0, 1, segment.slot),)), x_TK[segment.start :][:1], "triton")
+        assert torch.equal(alone[0], together[segment.start])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", LINEARS)
 def test_invariant_sums_are_the_same_bits_in_any_batch(name, dtype):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -173,15 +174,19 @@ def test_what_is_kept_does_not_change_the_gradient(full: bool, qk_norm: bool) ->
     trained = TrainedBackbone(decoder, None) if full else adapter_on(decoder)
     whole_P = gradient_of(decoder, trained, (3, 3))
     assert float(whole_P.abs().max()) > 0
+    # Flash attention adds up the gradient of queries in any order: it moves by some units in bf16's last place (2^-8)
+    # from run to run, and so does what the layers below make of it, at times where it is largest.
     for kept in ((3, 0), (2, 1), (0, 0)):
-        assert_close(gradient_of(decoder, trained, kept), whole_P, 2e-3)  # sums of attention's backward have no order
+        assert_close(gradient_of(decoder, trained, kept), whole_P, 2e-2)
 
 
 @contextmanager
 def no_waits() -> Iterator[None]:
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch calls the mode a prototype
+            torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")

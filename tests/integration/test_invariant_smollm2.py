@@ -21,7 +21,7 @@ def test_every_path_sees_the_same_bits(smollm2: Path, invariant: bool) -> None:
         cache=CacheConfig(kv_cache_len=1536),
         scheduler=SchedulerConfig(max_batch_tokens=150, max_running=8, reserve_blocks=1),
     )
-    if not invariant and bench.engine.backbone.decoder.layers[0].attention.qkv.weight.packed is None:
+    if not invariant and bench.engine.backbone.decoder.layers[0].attention.qkv.weight.panels_XKP is None:
         pytest.skip("here oneDNN multiplies, whose sums depend on the batch, unless the mode is invariant")
     rng = random.Random(5)
     common = [rng.randrange(300, 40_000) for _ in range(70)]

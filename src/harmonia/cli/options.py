@@ -25,8 +25,9 @@ MaxSeqLen = Annotated[int | None, typer.Option(min=2, help="Longest prompt plus 
 PrecisionOption = Annotated[
     Precision,
     typer.Option(
-        help="auto: bfloat16 on a GPU (fp8 if the model's files are), float32 on a CPU. int8: weights only, per channel. "
-        "fp8: weights per channel and activations per token, or fp8 files as they are; for GPUs that compute in it."
+        help="auto: bfloat16 on a GPU (fp8 if the model's files are), float32 on a CPU. "
+        "int8: weights only, per channel. fp8: weights per channel and activations per token, or fp8 files as they "
+        "are; for GPUs that compute in it."
     ),
 ]
 Invariant = Annotated[
@@ -35,6 +36,13 @@ Invariant = Annotated[
         "--invariant",
         help="Answer a request with the same bits alone and in any batch, and train on the very log-probabilities that "
         "were sampled. Somewhat slower.",
+    ),
+]
+Graphs = Annotated[
+    bool,
+    typer.Option(
+        help="On a GPU, replay captured graphs of decode steps. Without them each step launches hundreds of kernels; "
+        "for finding faults."
     ),
 ]
 DeviceOption = Annotated[Device, typer.Option(help="auto takes the GPU when there is one.")]

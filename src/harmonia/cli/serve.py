@@ -15,6 +15,7 @@ from harmonia.cli.app import app
 from harmonia.cli.options import (
     DEFAULTS,
     DeviceOption,
+    Graphs,
     Invariant,
     KvCacheLen,
     MaxAdapterRank,
@@ -54,6 +55,7 @@ def serve(
     max_seq_len: MaxSeqLen = None,
     precision: PrecisionOption = "auto",
     invariant: Invariant = False,
+    graphs: Graphs = True,
     device: DeviceOption = "auto",
     threads: Threads = None,
     max_adapters: MaxAdapters = DEFAULTS.max_adapters,
@@ -91,7 +93,7 @@ def serve(
       harmonia serve ./Qwen3-8B --worker-port 9100 --invariant
     """
     engine = engine_config(kv_cache_len, max_seq_len, precision, device, threads, max_adapters, max_adapter_rank)
-    engine = msgspec.structs.replace(engine, invariant=invariant)
+    engine = msgspec.structs.replace(engine, invariant=invariant, graphs=graphs)
     server = server_config(host, port, api_key, max_ttft_ms)
     key = model.removeprefix(SCHEME) if model.startswith(SCHEME) else None
     worker = worker_config(located(model, registry), name or key, adapter or [], engine, server.max_ttft_ms)

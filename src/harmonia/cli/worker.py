@@ -17,6 +17,7 @@ from harmonia.cli.app import app
 from harmonia.cli.options import (
     DEFAULTS,
     DeviceOption,
+    Graphs,
     Invariant,
     MaxAdapterRank,
     MaxAdapters,
@@ -43,6 +44,7 @@ def worker(
     registry: Registry = None,
     precision: PrecisionOption = "auto",
     invariant: Invariant = False,
+    graphs: Graphs = True,
     device: DeviceOption = "auto",
     threads: Threads = None,
     max_adapters: MaxAdapters = DEFAULTS.max_adapters,
@@ -77,7 +79,7 @@ def worker(
         max_adapters=max_adapters,
         max_adapter_rank=max_adapter_rank,
     )
-    engine = msgspec.structs.replace(engine, memory_fraction=memory_fraction, invariant=invariant)
+    engine = msgspec.structs.replace(engine, memory_fraction=memory_fraction, invariant=invariant, graphs=graphs)
     log.configure()
     try:
         config = with_port(WorkerConfig(engine=engine), host, port, registry)

@@ -53,9 +53,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     device: Device = "auto"
     """`auto` takes the GPU when there is one."""
     precision: Precision = "auto"
-    """Weights and compute; `auto` is bfloat16 on a GPU, or fp8 if the model's files are, and float32 on a CPU. int8: weights
-    only, per channel. fp8: the layers' weights per channel, or as an fp8 checkpoint scales them, and their inputs per
-    token; adapters, norms, embeddings and the head are not rounded."""
+    """Weights and compute; `auto` is bfloat16 on a GPU, or fp8 if the model's files are, and float32 on a CPU. int8:
+    weights only, per channel. fp8: the layers' weights per channel, or as an fp8 checkpoint scales them, and their
+    inputs per token; adapters, norms, embeddings and the head are not rounded."""
     invariant: bool = False
     """Compute every token the same way whatever else is in its batch: sums run in one fixed order. Equal requests then
     have equal results bit for bit, and sampled, scored and trained log-probabilities are the same numbers."""

@@ -11,8 +11,6 @@ from harmonia.engine.requests import EngineDescription
 from harmonia.engine.stats import EngineStats
 from harmonia.protocol.messages import ModelInfo
 
-_SHARES = {"cache_occupancy"}
-
 
 def describe(lanes: Sequence[Instances]) -> EngineDescription:
     """All models; sizes and plan are those of the first backbone, or empty when there is none."""

@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from harmonia.config import EngineConfig, SchedulerConfig
+from harmonia.engine.graph_plan import graph_bytes
 from harmonia.engine.levers import MIN_CACHE_LEN, Change, find_levers
 from harmonia.engine.needs import (
     InstanceNeed,
@@ -18,14 +19,16 @@ from harmonia.engine.needs import (
     bank_row,
     check_needs,
     instance_rows,
+    rank_rows,
     training_footprint,
     training_rows,
 )
 from harmonia.engine.plan import MemoryPlan, Plan, check_invariant, weight_format
 from harmonia.errors import InvalidRequestError
+from harmonia.layers.linear import WeightFormat
 from harmonia.models import ModelConfig, ModelSource, open_model
 from harmonia.models.exact import exact_weights
-from harmonia.models.sizes import kv_bytes_per_token, loading_bytes, weight_bytes, widening_bytes
+from harmonia.models.sizes import kv_bytes_per_token, loading_bytes, weight_bytes
 
 __all__ = ["InstanceNeed", "MemoryPlan", "Plan", "PlanRow", "make_plan", "plan_memory"]
 
@@ -98,9 +101,9 @@ def _resolve(request: _Request) -> Plan:
     exact = frozenset() if source is None or is_full or fmt.dtype is not torch.float32 else exact_weights(source)
     fixed = (
         *(PlanRow(f"weights: {kind}", size) for kind, size in weight_bytes(model, fmt, exact).items()),
-        PlanRow("weights: scratch", widening_bytes(model, fmt, exact), "for products in fp32"),
         bank_row(model, config, fmt, needs),
         *instance_rows(model, fmt, needs),
+        PlanRow("graphs", _graph_bytes(model, config, fmt, needs), "captured decode steps"),
         PlanRow("runtime", _RUNTIME_BYTES[device], "libraries and driver"),
     )
     training = training_footprint(model, fmt, needs)
@@ -148,6 +151,10 @@ def _available(request: _Request, device: str) -> int:
     if request.available is not None:
         return request.available
     return int(free_bytes(device) * request.config.memory_fraction)
+
+
+def _graph_bytes(model: ModelConfig, config: EngineConfig, fmt: WeightFormat, needs: Sequence[InstanceNeed]) -> int:
+    return graph_bytes(model, config, fmt, adapted=rank_rows(config, needs) > 0)
 
 
 def _scheduler(config: EngineConfig, device: str) -> SchedulerConfig:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from harmonia.engine.backbone import Backbone
 from harmonia.engine.batch import Batch
+from harmonia.engine.graph_plan import captures, graph_sizes
 from harmonia.engine.inputs import DeviceInputs, HostInputs, StepInputs
 from harmonia.kernels import gpu
 from harmonia.kernels.feed import fed_ids
@@ -103,8 +104,8 @@ class GraphedSteps:
         self._device = model.backbone.device
         max_blocks = -(-plan.max_seq_len // config.cache.block_size)
         self._inputs = DeviceInputs(scheduler.max_batch_tokens, scheduler.max_running, max_blocks, self._device)
-        capturable = gpu.has_triton() and model.decoder.config.moe is None  # the host asks which experts are used
-        self._sizes = graph_sizes(scheduler.max_running) if config.graphs and capturable else []
+        capturable = captures(model.decoder.config, config, self._device.type) and gpu.has_triton()
+        self._sizes = graph_sizes(scheduler.max_running) if capturable else []
         self._captured: dict[_Shape, _Captured] = {}
         self._pool: Any = None
         self._stream: torch.cuda.Stream | None = None
@@ -175,9 +176,3 @@ class GraphedSteps:
     def _decode(self, inputs: StepInputs, shape: _Shape) -> Tensor:
         adapters = LoraBatch((), inputs.adapter_slots_T) if shape.adapted else None
         return self._model(inputs, self._model.layout(inputs, None, shape.num_rows), adapters)
-
-
-def graph_sizes(max_running: int) -> list[int]:
-    """Batch sizes that graphs are captured for: at most a fifth of a large batch is padding."""
-    sizes = [1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32), *range(320, max_running + 1, 64)]
-    return sorted({*(size for size in sizes if size < max_running), max_running})

@@ -6,23 +6,21 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 _BLOCK = 1024
 _WARPS = 4
 
 
-def gated_activation_triton(gate_up_TF2: Tensor, activation: str, *, overlap: bool = False) -> Tensor:
-    """activation(gate) * up. `overlap`: see `matmul_triton.product`."""
+def gated_activation_triton(gate_up_TF2: Tensor, activation: str) -> Tensor:
+    """activation(gate) * up."""
     gate_up_TF2, stride = _with_rows(gate_up_TF2)
     num_features = gate_up_TF2.shape[-1] // 2
     out_TF = gate_up_TF2.new_empty(*gate_up_TF2.shape[:-1], num_features)
     if out_TF.numel():
         blocks = triton.cdiv(num_features, _BLOCK)
         _gated[(blocks * (out_TF.numel() // num_features),)](
-            *(gate_up_TF2, out_TF, stride, num_features, blocks, _BLOCK, activation == "silu", overlap),
+            *(gate_up_TF2, out_TF, stride, num_features, blocks, _BLOCK, activation == "silu"),
             num_warps=_WARPS,
-            launch_pdl=overlap,
         )
     return out_TF
 
@@ -52,13 +50,10 @@ def _with_rows(x_TF: Tensor) -> tuple[Tensor, int]:
 
 
 @triton.jit
-def _gated(gate_up, out, stride, size, blocks, B: tl.constexpr, SILU: tl.constexpr, OVERLAP: tl.constexpr):
+def _gated(gate_up, out, stride, size, blocks, B: tl.constexpr, SILU: tl.constexpr):
     row = (tl.program_id(0) // blocks).to(tl.int64)
     feature_B = (tl.program_id(0) % blocks) * B + tl.arange(0, B)
     mask_B = feature_B < size
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
     gate_B = tl.load(gate_up + row * stride + feature_B, mask=mask_B, other=0.0).to(tl.float32)
     up_B = tl.load(gate_up + row * stride + size + feature_B, mask=mask_B, other=0.0).to(tl.float32)
     sigmoid_B, _ = _sigmoid(gate_B, SILU)

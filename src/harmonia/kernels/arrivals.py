@@ -27,5 +27,6 @@ def arrival_counts(device: torch.device) -> Tensor:
 
 @cache
 def _zeros(device: torch.device, stream: int) -> Tensor:
+    assert device.type != "cuda" or not torch.cuda.is_current_stream_capturing(), "run it once before it is captured"
     with torch.inference_mode(mode=False):
         return torch.zeros(MAX_TILES, dtype=torch.int32, device=device)

@@ -24,7 +24,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 _LOG2_E = 1.4426950408889634
 LARGE_TILE = 128  # rows
@@ -65,7 +64,6 @@ def prefill_attention(
     invariant: bool = False,
     out_THD: Tensor | None = None,
     lse_HT: Tensor | None = None,
-    overlap: bool = False,
 ) -> Tensor:
     """Attention of the queries that `tiles_I4` names: out_THD, of which other rows are left as they are.
 
@@ -83,10 +81,9 @@ def prefill_attention(
         *(q_THD, keys.k, keys.v, out_THD, lse_HT, tiles_I4, keys.blocks_B, keys.starts_S, keys.lens_S),
         *(q_THD.stride(0), *strides, num_tokens, scale * _LOG2_E, window),
         *(kv_heads, heads // kv_heads, choice.rows, choice.tile, size, padded_size(size), block_size),
-        *(paged, window > 0, invariant or window > 0, lse_HT is not None, overlap),
+        *(paged, window > 0, invariant or window > 0, lse_HT is not None),
         num_warps=choice.warps,
         num_stages=choice.stages if paged else min(choice.stages, _STAGES_WITHOUT_PAGES),
-        launch_pdl=overlap,
     )
     return out_THD
 
@@ -166,7 +163,6 @@ def _prefill(
     WINDOWED: tl.constexpr,
     ONE_LOOP: tl.constexpr,
     HAS_LSE: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):
     """One tile of queries in the heads that share keys; D is the padded head size."""
     kv_head = tl.program_id(0)
@@ -181,9 +177,6 @@ def _prefill(
     here_RD = (query_R < count)[:, None] & (d_D < SIZE)
     position_R = first + query_R
     token_R = (first_token + query_R).to(tl.int64)
-    if OVERLAP:
-        gdc_wait()
-        gdc_launch_dependents()
     q_RD = tl.load(q_ptr + token_R[:, None] * q_stride + head_R[:, None] * SIZE + d_D, mask=here_RD, other=0.0)
     k_ptr += kv_head * SIZE
     v_ptr += kv_head * SIZE

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from harmonia.kernels.activation import Activation, gated_activation
 from harmonia.kernels.fp8_choices import SIDE, choose, choose_invariant
-from harmonia.kernels.fp8_weight import Fp8Weight, Tile, dequantise, is_native, quantise
+from harmonia.kernels.fp8_weight import TOKEN_STEPS, Fp8Weight, Tile, dequantise, is_native, quantise
 from harmonia.kernels.matmul_native import multiply_dense, onednn_linear
 from harmonia.kernels.native import Impl
 from harmonia.kernels.weight import HAS_ONEDNN, DenseWeight
@@ -37,7 +37,7 @@ def fp8_linear(
     if impl == "triton" or (impl == "auto" and is_native(x_TK)):
         return _linear_gpu(x_TK, weight, bias_N, gate, vendor=impl == "auto")
     # The bytes of x are exact in fp32, and so are products; only sums round.
-    x_TK, dtype = dequantise(*quantise(x_TK, weight.token_tile), weight.token_tile), x_TK.dtype
+    x_TK, dtype = dequantise(*quantise(x_TK, weight.token_tile, TOKEN_STEPS), weight.token_tile), x_TK.dtype
     y_TN = x_TK.new_empty(x_TK.shape[0], weight.weight_NK.shape[0], dtype=dtype)
     for start, stop in _parts(weight.weight_NK.shape[0], weight.weight_NK.shape[1], SIDE, x_TK.is_cuda):
         part_TM = _multiply(x_TK, weight.row_range(start, stop), impl, invariant=weight.invariant)
@@ -72,14 +72,13 @@ def quantise_tokens(x_TK: Tensor, columns: int, impl: Impl = "auto") -> tuple[Te
     if impl == "triton" or (impl == "auto" and is_native(x_TK)):
         from harmonia.kernels import fp8_round_triton
 
-        return fp8_round_triton.quantise_tokens(x_TK, columns)
-    return quantise(x_TK, Tile(1, columns))
+        return fp8_round_triton.quantise_tokens(x_TK, columns, TOKEN_STEPS)
+    return quantise(x_TK, Tile(1, columns), TOKEN_STEPS)
 
 
 def _linear_gpu(
     x_TK: Tensor, weight: Fp8Weight, bias_N: Tensor | None, gate: Activation | None, *, vendor: bool
 ) -> Tensor:
-    from harmonia.kernels.fp8_round_triton import quantise_tokens
     from harmonia.kernels.fp8_triton import product, row_product
 
     num_tokens, num_in = x_TK.shape
@@ -94,19 +93,12 @@ def _linear_gpu(
             y_TN = _linear_vendor(x_TK, weight, bias_N)
             return y_TN if gate is None else gated_activation(y_TN, gate)
         choice = found
-    if choice.block_t == 1:
-        # `swap` says that the kernel quantises by itself.
-        inputs: tuple[Tensor, Tensor | None] = (x_TK, None)
-        if not choice.swap:
-            inputs = quantise_tokens(x_TK, weight.tile.columns)
-        return row_product(*inputs, weight, bias_N, choice, dtype=x_TK.dtype, gate=gate or "")
     values_TK, scale_TB = quantise_tokens(x_TK, weight.tile.columns)
-    return product(values_TK, scale_TB, weight, bias_N, choice, dtype=x_TK.dtype, gate=gate or "")
+    multiply = row_product if choice.block_t == 1 else product
+    return multiply(values_TK, scale_TB, weight, bias_N, choice, dtype=x_TK.dtype, gate=gate or "")
 
 
 def _linear_vendor(x_TK: Tensor, weight: Fp8Weight, bias_N: Tensor | None) -> Tensor:
-    from harmonia.kernels.fp8_round_triton import quantise_tokens
-
     values_TK, scale_T1 = quantise_tokens(x_TK, weight.tile.columns)
     y_TN: Tensor = torch._scaled_mm(
         values_TK,

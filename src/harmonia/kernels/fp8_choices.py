@@ -11,11 +11,8 @@ _FEW = 64
 """Tokens up to which reading the weight is what a product takes."""
 _PROGRAMS = 264  # of 64 rows each: two on every processor of an H100
 _MIN_PART = 512
-
-
 _BUCKETS = (1, 16, 32, 64, 128, 256)
-# N K tokens at most, then the fields of a choice: block_t 0 is the vendor's product, and 1 the kernel without tensor
-# cores, which quantises by itself where `swap` is set.
+# N K tokens at most, then the fields of a choice: block_t 0 is the vendor's product, and 1 that without tensor cores.
 _H100 = """
 """
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from harmonia.kernels.arrivals import MAX_TILES, arrival_counts
-from harmonia.kernels.fp8_round_triton import scaled, token_scales
 from harmonia.kernels.fp8_weight import Fp8Weight
 from harmonia.kernels.matmul_choices import Choice
 
@@ -67,8 +66,8 @@ def product(
 
 
 def row_product(
-    x_TK: Tensor,
-    scale_T1: Tensor | None,
+    values_TK: Tensor,
+    scale_T1: Tensor,
     weight: Fp8Weight,
     bias_N: Tensor | None,
     choice: Choice,
@@ -77,21 +76,17 @@ def row_product(
     gate: str = "",
     overlap: bool = False,
 ) -> Tensor:
-    """x W^T + b for very few tokens, without tensor cores; of a weight with one scale per output feature.
-
-    Without scales x is not quantised yet: each program does that by itself, to the same values, which saves a launch.
-    """
-    num_tokens, num_in = x_TK.shape
+    """The same for very few tokens, without tensor cores; of a weight with one scale per output feature."""
+    num_tokens, num_in = values_TK.shape
     num_out = weight.weight_NK.shape[0]
-    y_TN = torch.empty(num_tokens, num_out // 2 if gate else num_out, dtype=dtype, device=x_TK.device)
+    y_TN = torch.empty(num_tokens, num_out // 2 if gate else num_out, dtype=dtype, device=values_TK.device)
     if y_TN.numel() == 0:
         return y_TN
     assert weight.is_per_channel, "there is one scale for a whole sum"
-    x_TK = x_TK if x_TK.stride(1) == 1 else x_TK.contiguous()
     block_n = max(2, choice.block_n) if gate else choice.block_n
     _row_product[(triton.cdiv(num_out, block_n), num_tokens)](
-        *(x_TK, scale_T1, weight.weight_NK, weight.scale_GB, bias_N, y_TN),
-        *(num_out, num_in, x_TK.stride(0), y_TN.stride(0)),
+        *(values_TK, scale_T1, weight.weight_NK, weight.scale_GB, bias_N, y_TN),
+        *(num_out, num_in, y_TN.stride(0)),
         *(block_n, choice.block_k, num_in % choice.block_k == 0, gate, overlap),
         num_warps=choice.warps,
         num_stages=choice.stages,
@@ -276,7 +271,6 @@ def _row_product(
     y_ptr,
     num_out,
     num_in,
-    x_stride,
     y_stride,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -291,12 +285,8 @@ def _row_product(
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     n = _features(column, num_out, GATE)
     token = tl.program_id(1).to(tl.int64)
-    x_ptr += token * x_stride
+    x_ptr += token * num_in
     weight_ptr += n.to(tl.int64)[:, None] * num_in
-    if x_scale_ptr is None:
-        inverse, scale = _row_scales(x_ptr, num_in, BLOCK_K)
-    else:
-        scale = tl.load(x_scale_ptr + token)
     k = tl.arange(0, BLOCK_K)
     total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     for first in range(0, num_in, BLOCK_K):
@@ -307,10 +297,8 @@ def _row_product(
             inside = first + k < num_in
             x = tl.load(x_ptr + first + k, inside, 0.0).to(tl.float32)
             weight = tl.load(weight_ptr + first + k[None, :], inside[None, :], 0.0, eviction_policy="evict_first")
-        if x_scale_ptr is None:
-            x = scaled(x, inverse).to(tl.float8e4nv).to(tl.float32)
         total += weight.to(tl.float32) * x[None, :]
-    y = tl.sum(total, axis=1) * (scale * tl.load(weight_scale_ptr + n))
+    y = tl.sum(total, axis=1) * (tl.load(x_scale_ptr + token) * tl.load(weight_scale_ptr + n))
     if bias_ptr is not None:
         y += tl.load(bias_ptr + n).to(tl.float32)
     y_ptr += token * y_stride
@@ -320,16 +308,6 @@ def _row_product(
         gate, up = tl.split(tl.reshape(y, (BLOCK_N // 2, 2)))
         half = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
         tl.store(y_ptr + half, _activate(gate, GATE) * up, half < num_out // 2)
-
-
-@triton.jit
-def _row_scales(x_ptr, num_in, BLOCK_K: tl.constexpr):
-    k = tl.arange(0, BLOCK_K)
-    largest = tl.zeros((BLOCK_K,), tl.float32)
-    for first in range(0, num_in, BLOCK_K):
-        x = tl.load(x_ptr + first + k, first + k < num_in, 0.0).to(tl.float32)
-        largest = tl.maximum(largest, tl.abs(x))
-    return token_scales(tl.max(largest, axis=0))
 
 
 @triton.jit

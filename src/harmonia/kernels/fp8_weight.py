@@ -20,9 +20,8 @@ from harmonia.kernels import gpu
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0
 """The largest number of e4m3, to which the largest of a tile is scaled."""
-FIT_STEPS = 8
-FIT_RATIO = 2 ** (1 / FIT_STEPS)
-"""From one scale that is tried for a weight to the next; twice a scale gives the same values again."""
+WEIGHT_STEPS, TOKEN_STEPS = 8, 4
+"""Scales that are tried for a weight and for a token; see `quantise`."""
 _LEAST = 1e-12
 _NATIVE_CAPABILITY = (8, 9)
 
@@ -52,40 +51,38 @@ class ScaledRows(NamedTuple):
         return dequantise(self.values_MK, self.scale_GB, self.tile)
 
 
-def quantise(x_MK: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
-    """(e4m3 values_MK, fp32 scale_GB), to the nearest: what is divided by the scale reaches `LARGEST` in each tile."""
+def quantise(x_MK: Tensor, tile: Tile, num_steps: int = 1) -> tuple[Tensor, Tensor]:
+    """(e4m3 values_MK, fp32 scale_GB), to the nearest, with the scales whose errors, to the fourth power, are least.
+
+    So many scales are tried: the one with which the largest of a tile becomes `LARGEST`, and others up to twice that,
+    with which the same values would come again. A few large weights meet a few large activations; both must be near.
+    """
     x_MK = x_MK.float()
     largest_GB = _by_tile(x_MK, tile).abs().amax(dim=(1, 3)).clamp(min=_LEAST)
     most_GB = torch.full_like(largest_GB, LARGEST)  # torch divides by and into numbers in two roundings
-    scaled_MK = x_MK * spread(most_GB / largest_GB, tile, x_MK.shape)
-    return scaled_MK.clamp(-LARGEST, LARGEST).to(E4M3), largest_GB / most_GB
+    inverse_GB, scale_GB = most_GB / largest_GB, largest_GB / most_GB
+    if num_steps == 1:
+        return _scaled(x_MK, inverse_GB, tile).to(E4M3), scale_GB
+    ratio = 2 ** (1 / num_steps)
+    best, best_GB, least_GB = scale_GB, inverse_GB, _error(x_MK, inverse_GB, tile)
+    for step in range(1, num_steps):
+        inverse_GB, scale_GB = inverse_GB * (1 / ratio), scale_GB * ratio
+        error_GB = _error(x_MK, inverse_GB, tile) * ratio ** (4 * step)
+        is_better = error_GB < least_GB
+        best, best_GB = torch.where(is_better, scale_GB, best), torch.where(is_better, inverse_GB, best_GB)
+        least_GB = torch.minimum(error_GB, least_GB)
+    return _scaled(x_MK, best_GB, tile).to(E4M3), best
 
 
-def fit(w_MK: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
-    """(e4m3 values_MK, fp32 scale_GB) of a weight, with the scales whose errors, to the fourth power, are least.
-
-    Large weights are what meets the few large activations that models have: with the largest scaled to `LARGEST` alone,
-    as for activations, SmolLM2's perplexity rises by 2.3 %, with these scales by 0.2 % (3,000 tokens).
-    """
-    w_MK = w_MK.float()
-    values_MK, scale_GB = quantise(w_MK, tile)
-    least_GB = _error(w_MK, values_MK, scale_GB, tile)
-    tried_GB = scale_GB
-    for _ in range(1, FIT_STEPS):
-        tried_GB = tried_GB * FIT_RATIO
-        tried_MK = (w_MK * spread(tried_GB.reciprocal(), tile, w_MK.shape)).to(E4M3)
-        error_GB = _error(w_MK, tried_MK, tried_GB, tile)
-        better_GB = error_GB < least_GB
-        least_GB = torch.where(better_GB, error_GB, least_GB)
-        scale_GB = torch.where(better_GB, tried_GB, scale_GB)
-        better_MK = spread(better_GB, tile, w_MK.shape)
-        values_MK = torch.where(better_MK, tried_MK.view(torch.uint8), values_MK.view(torch.uint8)).view(E4M3)
-    return values_MK, scale_GB
+def _scaled(x_MK: Tensor, inverse_GB: Tensor, tile: Tile) -> Tensor:
+    return (x_MK * spread(inverse_GB, tile, x_MK.shape)).clamp_(-LARGEST, LARGEST)
 
 
-def _error(w_MK: Tensor, values_MK: Tensor, scale_GB: Tensor, tile: Tile) -> Tensor:
-    """By tile, the sum of fourth powers."""
-    return _by_tile((dequantise(values_MK, scale_GB, tile) - w_MK).square_().square_(), tile).sum(dim=(1, 3))
+def _error(x_MK: Tensor, inverse_GB: Tensor, tile: Tile) -> Tensor:
+    """By tile, the sum of fourth powers, in units of the scale."""
+    scaled_MK = _scaled(x_MK, inverse_GB, tile)
+    difference_MK = scaled_MK.sub_(scaled_MK.to(E4M3).float())
+    return _by_tile(difference_MK.square_().square_(), tile).sum(dim=(1, 3))
 
 
 def _by_tile(x_MK: Tensor, tile: Tile) -> Tensor:
@@ -195,12 +192,13 @@ class Fp8Weight:
         part_MK = part_MK.to(self.weight_NK.device)
         if self.is_per_channel and is_native(part_MK):
             # imported where it runs: a CPU install has no Triton
-            from harmonia.kernels.fp8_round_triton import fit_rows
+            from harmonia.kernels.fp8_round_triton import quantise_into
 
             rows = slice(start, start + part_MK.shape[0])
-            fit_rows(part_MK, self.weight_NK[rows], self.scale_GB[rows], FIT_STEPS, FIT_RATIO)
+            values_MK, scale_M1 = self.weight_NK[rows], self.scale_GB[rows]
+            quantise_into(part_MK, values_MK, scale_M1, self.tile.columns, WEIGHT_STEPS)
         else:
-            self._keep(start, *fit(part_MK, self.tile))
+            self._keep(start, *quantise(part_MK, self.tile, WEIGHT_STEPS))
 
     def fill_scaled(self, start: int, part: ScaledRows) -> None:
         """Take rows `start` to `start + M` as they were stored."""

@@ -23,6 +23,12 @@ def has_triton() -> bool:
 
 
 @cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether it is the kind of GPU that choices of kernels were measured on."""
+    return torch.cuda.get_device_capability(device) == (9, 0)
+
+
+@cache
 def num_processors(device: torch.device) -> int:
     """Multiprocessors of a GPU; that of an H100 where there is none, so that choices can be tested."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132

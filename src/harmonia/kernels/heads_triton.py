@@ -15,7 +15,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 if TYPE_CHECKING:
     from harmonia.kernels.projection import Heads
@@ -29,13 +28,10 @@ def split_heads(
     heads: Heads,
     positions_T: Tensor,
     cached: tuple[Tensor, Tensor, Tensor] | None = None,
-    *,
-    overlap: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(q_THD, k_TGD, v_TGD); the latter go to (k_NPGD, v_NPGD, slots_T) if `cached` gives these, and are those then.
 
-    Without, values are a slice of the projection where that is kept for the norms' backward anyway. `overlap`: see
-    `matmul_triton.product`.
+    Without, values are a slice of the projection where that is kept for the norms' backward anyway.
     """
     num_tokens, size = qkv_TF.shape[0], heads.head_dim
     has_norm = heads.q_norm_D is not None
@@ -55,9 +51,8 @@ def split_heads(
         _split_heads[(num_tokens, parts_q + parts_kv * (2 if moves_v else 1))](
             *(qkv_TF, heads.q_norm_D, heads.k_norm_D, heads.cos_sin_CD, positions_T, slots_T, q_THD, k_TGD, v_TGD),
             *(qkv_TF.stride(0), heads.eps, heads.num_heads, heads.num_kv_heads, size),
-            *(block, triton.next_power_of_2(size // 2), has_norm, cached is not None, overlap),
+            *(block, triton.next_power_of_2(size // 2), has_norm, cached is not None),
             num_warps=_WARPS,
-            launch_pdl=overlap,
         )
     return q_THD, k_TGD, v_TGD
 
@@ -100,15 +95,12 @@ def _block(heads: Heads) -> int:
 def _split_heads(
     qkv, q_norm, k_norm, table, positions, slots, q_out, k_out, v_out, row_stride, eps,
     H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, B: tl.constexpr, E: tl.constexpr,
-    HAS_NORM: tl.constexpr, HAS_SLOTS: tl.constexpr, OVERLAP: tl.constexpr,
+    HAS_NORM: tl.constexpr, HAS_SLOTS: tl.constexpr,
 ):  # fmt: skip
     PARTS_Q: tl.constexpr = (H + B - 1) // B
     PARTS_KV: tl.constexpr = (G + B - 1) // B
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
     row = qkv + token * row_stride
     angles = table + tl.load(positions + token).to(tl.int64) * D
     if part < PARTS_Q:

@@ -21,6 +21,7 @@ from harmonia.kernels.lora_layout import (
     LoraPart,
     LoraRoutes,
     LoraRows,
+    LoraRuns,
     LoraSegment,
     LoraTable,
 )
@@ -31,6 +32,8 @@ from harmonia.kernels.native import Impl
 if TYPE_CHECKING:
     from harmonia.kernels.lora_grad_triton import GradItems, LoraGradients
 
+_FEW_TOKENS = 256
+
 __all__ = [
     "LoraArena",
     "LoraBatch",
@@ -38,6 +41,7 @@ __all__ = [
     "LoraPart",
     "LoraRoutes",
     "LoraRows",
+    "LoraRuns",
     "LoraSegment",
     "LoraTable",
     "LoraTerm",
@@ -61,6 +65,7 @@ class LoraBatch:
     slots_T: Tensor | None = None
     """int32 on a GPU: slot of each token, or -1; made of the segments if None."""
     _routes: LoraRoutes | None = None
+    _runs: LoraRuns | None = None
     grad_items: GradItems | None = None
     """How the backward pass is cut up; made by the first layer that goes backward."""
 
@@ -74,12 +79,19 @@ class LoraBatch:
         if self._routes is None:
             from harmonia.kernels import lora_triton  # imported where it runs: a CPU install has no Triton
 
-            if self.slots_T is None:
-                self.slots_T = self._device_slots(x_TK)
-            tiles_X4 = lora_triton.plan_tiles(self.slots_T, table)
+            slots_T = self._device_slots(x_TK)
+            tiles_X4 = lora_triton.plan_tiles(slots_T, table)
             max_tiles = self._max_tiles(len(x_TK), table)
-            self._routes = LoraRoutes(self.slots_T, tiles_X4, max_tiles, table.width, table.columns)
+            self._routes = LoraRoutes(slots_T, tiles_X4, max_tiles, table.width, table.columns)
         return self._routes
+
+    def runs(self, x_TK: Tensor, table: LoraTable) -> LoraRuns:
+        """What few tokens need instead."""
+        if self._runs is None:
+            from harmonia.kernels import lora_decode_triton
+
+            self._runs = lora_decode_triton.plan_runs(self._device_slots(x_TK), table)
+        return self._runs
 
     def _max_tiles(self, num_tokens: int, table: LoraTable) -> int:
         width = table.width
@@ -88,10 +100,12 @@ class LoraBatch:
         return min(len(table.ranges) + table.num_rows // width, num_tokens * (table.columns // width))
 
     def _device_slots(self, x_TK: Tensor) -> Tensor:
-        slots_T = torch.full((len(x_TK),), -1, dtype=torch.int32)
-        for segment in self.segments:
-            slots_T[segment.start : segment.stop] = segment.slot
-        return slots_T.to(x_TK.device, non_blocking=True)
+        if self.slots_T is None:
+            slots_T = torch.full((len(x_TK),), -1, dtype=torch.int32)
+            for segment in self.segments:
+                slots_T[segment.start : segment.stop] = segment.slot
+            self.slots_T = slots_T.to(x_TK.device, non_blocking=True)
+        return self.slots_T
 
 
 class PlacedLora(NamedTuple):
@@ -137,10 +151,13 @@ def add_adapters(
     if arena is None or not _takes_triton(x_TK, impl):
         for start, size, part in placed:
             add_lora(y_TN[:, start : start + size], x_TK, part.a_RK, part.b_RN, part.rows_of_slot, batch.segments)
-    elif len(x_TK):
-        from harmonia.kernels import lora_decode_triton
+    elif len(x_TK) and arena.is_used:
+        from harmonia.kernels import lora_decode_triton, lora_triton
 
-        lora_decode_triton.add_low_rank(y_TN, x_TK, arena, batch.routes(x_TK, arena.table), invariant=invariant)
+        if len(x_TK) <= _FEW_TOKENS and not invariant:
+            lora_decode_triton.add_low_rank(y_TN, x_TK, arena, batch.runs(x_TK, arena.table))
+        else:
+            lora_triton.add_low_rank(y_TN, x_TK, arena, batch.routes(x_TK, arena.table), invariant=invariant)
 
 
 def _takes_triton(x_TK: Tensor, impl: Impl) -> bool:

@@ -76,6 +76,8 @@ class LoraArena:
     """First output feature of each part."""
     sizes: tuple[int, ...]
     table: LoraTable
+    is_used: bool = False
+    """Some adapter has changed a part of the layer; another `AdapterBank.generation` once one does."""
 
     def part(self, index: int) -> tuple[Tensor, Tensor]:
         """A and B of one part."""
@@ -107,3 +109,14 @@ class LoraRoutes(NamedTuple):
     width: int
     columns: int
     """Of the bank's table when the tiles were listed: loading other adapters may change it meanwhile."""
+
+
+class LoraRuns(NamedTuple):
+    """The same for few tokens: tiles of neighbouring tokens with the same adapter."""
+
+    tiles_T4: Tensor
+    """First token, counts, first row and rows of each tile; see `lora_decode_triton`. Zero tokens behind the last."""
+    programs: int
+    """How many tiles are worked on at the same time; more of them take turns."""
+    width: int
+    columns: int

@@ -5,7 +5,8 @@ that a batch uses in tiles of `width` rows. A program multiplies tokens with one
 tokens uses: ranks are padded in registers only, and a token's sums do not depend on its neighbours.
 
 The sum over input features runs in chunks that are added in order. For few tokens each chunk is summed by a program
-of its own, and whoever reads the sums adds the chunks; `lora_decode_triton` does that in one launch.
+of its own, and whoever reads the sums adds the chunks. Unless sums must be `invariant`, few tokens are left to
+`lora_decode_triton`.
 
 Shapes: T tokens, K input features, N output features, P parts, R rows of the arena, S slots, X tiles, C chunks, L rows
 of the longest range, W rows of a tile.
@@ -20,15 +21,14 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from harmonia.kernels import gpu
 from harmonia.kernels.lora_layout import LoraArena, LoraRoutes, LoraTable
 
-TILE_FIELDS = tl.constexpr(4)  # slot, first row, end of the slot's rows, first column of the sums
+_TILE_FIELDS = tl.constexpr(4)  # slot, first row, end of the slot's rows, first column of the sums
 _MAX_PARTS = 3
 _FULL_TILE = 64  # tokens; the tile of invariant mode at any number of tokens
-UNROLLED = 4  # tiles whose rows are read at the same time
+_UNROLLED = 4  # tiles whose rows are read at the same time
 
 
 class LowSums(NamedTuple):
@@ -42,12 +42,20 @@ def plan_tiles(slots_T: Tensor, table: LoraTable) -> Tensor:
     """[number of tiles, 0, 0, 0], then four numbers for each tile that a token uses; room for all that there can be."""
     num_slots, width = table.ranges_S2.shape[0], table.width
     most = num_slots + table.num_rows // width
-    tiles_X4 = torch.empty(1 + most, TILE_FIELDS.value, dtype=torch.int32, device=slots_T.device)
+    tiles_X4 = torch.empty(1 + most, _TILE_FIELDS.value, dtype=torch.int32, device=slots_T.device)
     _plan[(1,)](
         *(slots_T, table.ranges_S2, tiles_X4, slots_T.shape[0], num_slots),
         *(width, min(1024, max(16, triton.next_power_of_2(slots_T.shape[0]))), triton.next_power_of_2(num_slots)),
     )
     return tiles_X4
+
+
+def add_low_rank(y_TN: Tensor, x_TK: Tensor, arena: LoraArena, routes: LoraRoutes, *, invariant: bool = False) -> None:
+    """y += scale * (x A^T) B, in place, in the columns of every part that a token's adapter changes.
+
+    `invariant`: with the same bits in any batch.
+    """
+    expand(y_TN, shrink(x_TK, arena, routes, invariant=invariant), arena, routes)
 
 
 def shrink(
@@ -57,7 +65,6 @@ def shrink(
     *,
     invariant: bool = False,
     apart: bool = True,
-    overlap: bool = False,
 ) -> LowSums:
     """x A^T for tokens with an adapter; the other rows of the result are not written.
 
@@ -67,9 +74,9 @@ def shrink(
     num_parts, num_rows, _ = arena.a_PRK.shape
     width, columns, max_tiles = routes.width, routes.columns, routes.max_tiles
     x_TK = x_TK if x_TK.stride(1) == 1 else x_TK.contiguous()
-    block_t = token_block(num_tokens, invariant=invariant)
-    block_s, block_k = triton.next_power_of_2(num_parts) * width, feature_block(x_TK)
-    tiles_t, chunk = triton.cdiv(num_tokens, block_t), chunk_size(num_in)
+    block_t = _token_block(num_tokens, invariant=invariant)
+    block_s, block_k = triton.next_power_of_2(num_parts) * width, _feature_block(x_TK)
+    tiles_t, chunk = triton.cdiv(num_tokens, block_t), _chunk_size(num_in)
     num_chunks = triton.cdiv(num_in, chunk)
     apart = apart and tiles_t * max_tiles < gpu.num_processors(x_TK.device)
     sums = x_TK.new_empty(num_chunks if apart else 1, num_tokens, num_parts, columns, dtype=torch.float32)
@@ -87,49 +94,40 @@ def shrink(
             columns,
         ),
         *(chunk, num_parts, width, block_s, block_t, block_k),
-        *(apart, num_in % chunk == 0 and chunk % block_k == 0, overlap),
+        *(apart, num_in % chunk == 0 and chunk % block_k == 0),
         num_warps=4 if block_t * block_s <= 64 * 64 else 8,
         num_stages=5 if x_TK.dtype.itemsize == 2 else 2,
-        launch_pdl=overlap,
     )
     return LowSums(sums, block_t)
 
 
-def expand(
-    y_TN: Tensor,
-    low: LowSums,
-    arena: LoraArena,
-    routes: LoraRoutes,
-    *,
-    overlap: bool = False,
-) -> None:
+def expand(y_TN: Tensor, low: LowSums, arena: LoraArena, routes: LoraRoutes) -> None:
     """y += scale * low B, in place."""
     num_chunks, num_tokens, num_parts, columns = low.sums_CTPL.shape
     assert y_TN.stride(1) == 1, "output features of a token lie together"
     block_n = 128 if y_TN.dtype.itemsize == 2 else 64
     tiles_n = sum(triton.cdiv(size, block_n) for size in arena.sizes)
-    width, unrolled = routes.width, min(UNROLLED, routes.max_tiles)
+    width, unrolled = routes.width, min(_UNROLLED, routes.max_tiles)
     _expand[(tiles_n, triton.cdiv(num_tokens, low.block_t))](
         *(y_TN, low.sums_CTPL, arena.b, arena.scales_PR, routes.slots_T, routes.tiles_X4, num_tokens, y_TN.stride(0)),
         *(arena.scales_PR.shape[1], columns, *part_arguments(arena)),
-        *(num_chunks, num_parts, width, low.block_t, block_n, columns == width, unrolled, alignment(arena), overlap),
+        *(num_chunks, num_parts, width, low.block_t, block_n, columns == width, unrolled, alignment(arena)),
         num_warps=4 if low.block_t * block_n <= 64 * 64 else 8,
         num_stages=1,
-        launch_pdl=overlap,
     )
 
 
-def token_block(num_tokens: int, *, invariant: bool) -> int:
+def _token_block(num_tokens: int, *, invariant: bool) -> int:
     """Tokens of a program's tile."""
     return _FULL_TILE if invariant else min(_FULL_TILE, max(16, triton.next_power_of_2(num_tokens)))
 
 
-def feature_block(x_TK: Tensor) -> int:
+def _feature_block(x_TK: Tensor) -> int:
     """Input features of one step of a product."""
     return 64 if x_TK.dtype.itemsize == 2 else 32
 
 
-def chunk_size(num_in: int) -> int:
+def _chunk_size(num_in: int) -> int:
     """Input features that are summed at once, from the size of the weight alone."""
     return 512 if num_in <= 6144 else 1024
 
@@ -170,7 +168,7 @@ def _plan(
     place = 1 + tl.cumsum(count, 0) - count
     tl.store(tiles_ptr, tl.sum(count, 0))
     for index in range(tl.max(count, 0)):
-        tile_ptr = tiles_ptr + (place + index) * TILE_FIELDS
+        tile_ptr = tiles_ptr + (place + index) * _TILE_FIELDS
         tl.store(tile_ptr, slot, index < count)
         tl.store(tile_ptr + 1, first + index * WIDTH, index < count)
         tl.store(tile_ptr + 2, stop, index < count)
@@ -178,16 +176,12 @@ def _plan(
 
 
 @triton.jit
-def low_sums(
+def _shrink(
     x_ptr,
     a_ptr,
     slots_ptr,
     tiles_ptr,
     sums_ptr,
-    tile,
-    first_t,
-    first,
-    stop,
     num_tokens,
     num_in,
     x_stride,
@@ -203,8 +197,14 @@ def low_sums(
     EVEN: tl.constexpr,
 ):
     """The sums over a range of input features of those tokens whose adapter the tile belongs to, for all parts."""
+    first = tl.program_id(2) * CHUNK
+    stop = num_in
+    if APART:
+        stop = tl.minimum(first + CHUNK, num_in)
+        sums_ptr += tl.program_id(2) * (num_tokens * PARTS * columns)  # with few tokens only: 32 bits do
+    tile, first_t = tl.program_id(1), tl.program_id(0) * BLOCK_T
     if tile < tl.load(tiles_ptr):
-        tile_ptr = tiles_ptr + (1 + tile) * TILE_FIELDS
+        tile_ptr = tiles_ptr + (1 + tile) * _TILE_FIELDS
         t = tl.arange(0, BLOCK_T)
         mine = tl.load(slots_ptr + first_t + t, first_t + t < num_tokens, -1) == tl.load(tile_ptr)
         if tl.max(mine.to(tl.int32), 0) > 0:
@@ -241,63 +241,6 @@ def low_sums(
 
 
 @triton.jit
-def _shrink(
-    x_ptr,
-    a_ptr,
-    slots_ptr,
-    tiles_ptr,
-    sums_ptr,
-    num_tokens,
-    num_in,
-    x_stride,
-    num_rows,
-    columns,
-    CHUNK: tl.constexpr,
-    PARTS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    APART: tl.constexpr,
-    EVEN: tl.constexpr,
-    OVERLAP: tl.constexpr,
-):
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
-    first = tl.program_id(2) * CHUNK
-    stop = num_in
-    if APART:
-        stop = tl.minimum(first + CHUNK, num_in)
-        sums_ptr += tl.program_id(2) * (num_tokens * PARTS * columns)  # with few tokens only: 32 bits do
-    tile, first_t = tl.program_id(1), tl.program_id(0) * BLOCK_T
-    low_sums(
-        x_ptr,
-        a_ptr,
-        slots_ptr,
-        tiles_ptr,
-        sums_ptr,
-        tile,
-        first_t,
-        first,
-        stop,
-        num_tokens,
-        num_in,
-        x_stride,
-        num_rows,
-        columns,
-        CHUNK,
-        PARTS,
-        WIDTH,
-        BLOCK_S,
-        BLOCK_T,
-        BLOCK_K,
-        APART,
-        EVEN,
-    )
-
-
-@triton.jit
 def place_of_tile(
     tile, START0, SIZE0, START1, SIZE1, START2, SIZE2, PARTS: tl.constexpr, BLOCK_N: tl.constexpr, ALIGN: tl.constexpr
 ):
@@ -317,65 +260,6 @@ def place_of_tile(
     # Behind a branch it is not known what these are multiples of, and loads would be one element wide.
     start, size, before = start // ALIGN * ALIGN, size // ALIGN * ALIGN, before // ALIGN * ALIGN
     return part, start, tile * BLOCK_N, size, before
-
-
-@triton.jit
-def add_change(
-    y_ptr,
-    sums_ptr,
-    b_ptr,
-    scales_ptr,
-    tiles_ptr,
-    slots,
-    first_t,
-    n,
-    size,
-    num_tokens,
-    y_stride,
-    columns,
-    CHUNKS: tl.constexpr,
-    PARTS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    ONE_LEVEL: tl.constexpr,
-    UNROLL: tl.constexpr,
-):
-    """y += scale * low B on one tile of one part; the pointers to y, sums, B and scales are those of the part."""
-    w = tl.arange(0, WIDTH)
-    is_n = n < size
-    row_64 = tl.cast(first_t, tl.int64)  # offsets inside a tile have 32 bits
-    t = tl.arange(0, BLOCK_T)
-    sums_ptr += row_64 * (PARTS * columns) + (t[:, None] * (PARTS * columns) + w[None, :])
-    y_ptr += row_64 * y_stride + (t[:, None] * y_stride + n[None, :])
-    has_adapter = slots >= 0
-    y = tl.load(y_ptr, has_adapter[:, None] & is_n[None, :], 0.0)
-    all_low = tl.zeros((BLOCK_T, WIDTH), tl.float32)
-    if ONE_LEVEL:  # the sums of all adapters at once, not one after another
-        mask = has_adapter[:, None] & (w < WIDTH)[None, :]
-        all_low = _added_chunks(sums_ptr, mask, num_tokens, columns, CHUNKS, PARTS)
-    change = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
-    changed = tl.zeros((BLOCK_T,), tl.int32)
-    count = tl.load(tiles_ptr)
-    for first in tl.range(0, count, UNROLL, num_stages=1):
-        for index in tl.static_range(UNROLL):  # their loads are on their way together
-            is_tile = first + index < count
-            tile_ptr = tiles_ptr + (1 + first + index) * TILE_FIELDS
-            mine = slots == tl.load(tile_ptr, is_tile, -2)
-            row = tl.load(tile_ptr + 1, is_tile, 0) + w
-            stop = tl.load(tile_ptr + 2, is_tile, 0) * tl.max(mine.to(tl.int32), 0)
-            scale = tl.load(scales_ptr + row, row < stop, 0.0)
-            row_ptr = b_ptr + row.to(tl.int64)[:, None] * size
-            b = tl.load(row_ptr + n[None, :], (scale != 0)[:, None] & is_n[None, :], 0.0)
-            mask = mine[:, None] & (scale != 0)[None, :]
-            low = all_low
-            if not ONE_LEVEL:
-                low_ptr = sums_ptr + tl.load(tile_ptr + 3, is_tile, 0)
-                low = _added_chunks(low_ptr, mask, num_tokens, columns, CHUNKS, PARTS)
-            low = tl.where(mask, low * scale[None, :], 0.0).to(b.dtype)
-            change = tl.dot(low, b, change, input_precision="ieee")
-            changed += mine.to(tl.int32) * tl.max((scale != 0).to(tl.int32), 0)
-    tl.store(y_ptr, (y.to(tl.float32) + change).to(y_ptr.dtype.element_ty), (changed > 0)[:, None] & is_n[None, :])
 
 
 @triton.jit
@@ -412,37 +296,50 @@ def _expand(
     ONE_LEVEL: tl.constexpr,
     UNROLL: tl.constexpr,
     ALIGN: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
     part, start, first_n, size, before = place_of_tile(
         tl.program_id(0), START0, SIZE0, START1, SIZE1, START2, SIZE2, PARTS, BLOCK_N, ALIGN
     )
     n = first_n + tl.arange(0, BLOCK_N)
     first_t = tl.program_id(1) * BLOCK_T
-    t = first_t + tl.arange(0, BLOCK_T)
-    slots = tl.load(slots_ptr + t, t < num_tokens, -1)
-    if tl.max(slots, 0) >= 0:
-        add_change(
-            y_ptr + start,
-            sums_ptr + part * columns,
-            b_ptr + before * num_rows,
-            scales_ptr + part * num_rows,
-            tiles_ptr,
-            slots,
-            first_t,
-            n,
-            size,
-            num_tokens,
-            y_stride,
-            columns,
-            CHUNKS,
-            PARTS,
-            WIDTH,
-            BLOCK_T,
-            BLOCK_N,
-            ONE_LEVEL,
-            UNROLL,
-        )
+    t = tl.arange(0, BLOCK_T)
+    slots = tl.load(slots_ptr + first_t + t, first_t + t < num_tokens, -1)
+    if tl.max(slots, 0) < 0:
+        return
+    y_ptr += start
+    sums_ptr += part * columns
+    b_ptr += before * num_rows
+    scales_ptr += part * num_rows
+    w = tl.arange(0, WIDTH)
+    is_n = n < size
+    row_64 = tl.cast(first_t, tl.int64)  # offsets inside a tile have 32 bits
+    sums_ptr += row_64 * (PARTS * columns) + (t[:, None] * (PARTS * columns) + w[None, :])
+    y_ptr += row_64 * y_stride + (t[:, None] * y_stride + n[None, :])
+    has_adapter = slots >= 0
+    y = tl.load(y_ptr, has_adapter[:, None] & is_n[None, :], 0.0)
+    all_low = tl.zeros((BLOCK_T, WIDTH), tl.float32)
+    if ONE_LEVEL:  # the sums of all adapters at once, not one after another
+        mask = has_adapter[:, None] & (w < WIDTH)[None, :]
+        all_low = _added_chunks(sums_ptr, mask, num_tokens, columns, CHUNKS, PARTS)
+    change = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
+    changed = tl.zeros((BLOCK_T,), tl.int32)
+    count = tl.load(tiles_ptr)
+    for first in tl.range(0, count, UNROLL, num_stages=1):
+        for index in tl.static_range(UNROLL):  # their loads are on their way together
+            is_tile = first + index < count
+            tile_ptr = tiles_ptr + (1 + first + index) * _TILE_FIELDS
+            mine = slots == tl.load(tile_ptr, is_tile, -2)
+            row = tl.load(tile_ptr + 1, is_tile, 0) + w
+            stop = tl.load(tile_ptr + 2, is_tile, 0) * tl.max(mine.to(tl.int32), 0)
+            scale = tl.load(scales_ptr + row, row < stop, 0.0)
+            row_ptr = b_ptr + row.to(tl.int64)[:, None] * size
+            b = tl.load(row_ptr + n[None, :], (scale != 0)[:, None] & is_n[None, :], 0.0)
+            mask = mine[:, None] & (scale != 0)[None, :]
+            low = all_low
+            if not ONE_LEVEL:
+                low_ptr = sums_ptr + tl.load(tile_ptr + 3, is_tile, 0)
+                low = _added_chunks(low_ptr, mask, num_tokens, columns, CHUNKS, PARTS)
+            low = tl.where(mask, low * scale[None, :], 0.0).to(b.dtype)
+            change = tl.dot(low, b, change, input_precision="ieee")
+            changed += mine.to(tl.int32) * tl.max((scale != 0).to(tl.int32), 0)
+    tl.store(y_ptr, (y.to(tl.float32) + change).to(y_ptr.dtype.element_ty), (changed > 0)[:, None] & is_n[None, :])

@@ -6,7 +6,6 @@ Shapes: T tokens, K input features, N output features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -151,9 +150,7 @@ class _AdaptedMatmul(torch.autograd.Function):
         dx_TK = input_grad(dy_TN, weight, fast=fast) if needs_x else None
         low_rank: list[Tensor | None] = []
         if call.adapters is not None:
-            low_rank = adapter_grads(
-                x_TK, dy_TN, dx_TK, call.placed, call.adapters, call.terms, call.impl, fast=fast
-            )
+            low_rank = adapter_grads(x_TK, dy_TN, dx_TK, call.placed, call.adapters, call.terms, call.impl, fast=fast)
         dleaf = dbias_N = None
         if trains_weight:
             assert x_TK is not None
@@ -214,14 +211,9 @@ def _choice(x_TK: Tensor, weight: DenseWeight, impl: Impl) -> Choice | None:
         return matmul_choices.invariant(*sizes, x_TK.dtype.itemsize)
     if impl == "triton":
         return matmul_choices.fastest(*sizes) or matmul_choices.invariant(*sizes, x_TK.dtype.itemsize)
-    if x_TK.dtype is torch.float32 or not _is_hopper(x_TK.device):
+    if x_TK.dtype is torch.float32 or not gpu.is_hopper(x_TK.device):
         return None
     return matmul_choices.fastest(*sizes)
-
-
-@cache
-def _is_hopper(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) == (9, 0)
 
 
 def _triton_product(

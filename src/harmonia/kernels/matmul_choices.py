@@ -14,7 +14,7 @@ class Choice(NamedTuple):
     """Tile sizes for a kernel of `matmul_triton`."""
 
     block_t: int
-    """Tokens of a tile; up to 8 are multiplied without tensor cores."""
+    """Tokens of a tile; one is multiplied without tensor cores."""
     block_n: int
     block_k: int
     parts: int

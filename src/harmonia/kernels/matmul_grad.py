@@ -46,7 +46,7 @@ def input_grad(dy_TN: Tensor, weight: Weight, *, fast: bool) -> Tensor:
     """dy W: dx_TK, in the type of dy."""
     if isinstance(weight, Fp8Weight):
         return fp8_input_grad(dy_TN, weight, "auto" if fast or dy_TN.is_cuda else "eager")
-    if isinstance(weight, DenseWeight) and (weight.packed is None or not fast):
+    if isinstance(weight, DenseWeight) and (weight.panels_XKP is None or not fast):
         return onednn_linear(dy_TN, weight.weight_NK.T) if fast else dy_TN @ weight.dense()
     if isinstance(weight, DenseWeight):
         parts = _unpacked_parts(weight)
@@ -64,7 +64,7 @@ def input_grad(dy_TN: Tensor, weight: Weight, *, fast: bool) -> Tensor:
 
 def weight_grad(x_TK: Tensor, dy_TN: Tensor, weight: DenseWeight, *, fast: bool) -> Tensor:
     """dy^T x in fp32, in the layout of the weight's leaf."""
-    if weight.packed is None:
+    if weight.panels_XKP is None:
         return outer_sum(dy_TN, x_TK, fast=fast)
     # As (K, N), whose rows hold runs of a panel's width: adding it to the leaf's gradient then reads whole cache lines.
     return outer_sum(x_TK, dy_TN, fast=fast).unflatten(1, (-1, PANEL)).transpose(0, 1)
@@ -96,7 +96,7 @@ def add_weight_grad(x_TK: Tensor, dy_TN: Tensor, weight: DenseWeight, *, fast: b
     for start in range(0, num_out, rows_per_part):
         part_TM = dy_TN[:, start : start + rows_per_part]
         rows = slice(start, start + rows_per_part)
-        if weight.packed is not None:
+        if weight.panels_XKP is not None:
             rows = slice(start // PANEL, (start + rows_per_part) // PANEL)
         total[rows] += weight_grad(x_TK, part_TM, weight, fast=fast)
 
@@ -104,7 +104,7 @@ def add_weight_grad(x_TK: Tensor, dy_TN: Tensor, weight: DenseWeight, *, fast: b
 def add_rows_grad(ids_T: Tensor, dx_TK: Tensor, weight: DenseWeight) -> None:
     """Add the gradient of `weight.rows(ids_T)` to the gradient of the weight's leaf."""
     total = weight.leaf_grad()
-    if weight.packed is None:
+    if weight.panels_XKP is None:
         total.index_put_((ids_T,), dx_TK.float(), accumulate=True)
     else:
         total.transpose(1, 2).index_put_((ids_T // PANEL, ids_T % PANEL), dx_TK.float(), accumulate=True)
@@ -112,8 +112,8 @@ def add_rows_grad(ids_T: Tensor, dx_TK: Tensor, weight: DenseWeight) -> None:
 
 def _unpacked_parts(weight: DenseWeight) -> Iterator[tuple[int, Tensor]]:
     """(first column, columns of W^T in fp32) through all panels, in one and the same memory."""
-    assert weight.packed is not None
-    panels_XKP = weight.packed.panels_XKP
+    assert weight.panels_XKP is not None
+    panels_XKP = weight.panels_XKP
     num_panels, num_in, _ = panels_XKP.shape
     per_part = min(num_panels, max(1, _PART_BYTES // (4 * PANEL * num_in)))
     scratch = torch.empty(num_in * per_part * PANEL)

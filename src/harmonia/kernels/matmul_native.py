@@ -61,8 +61,8 @@ def onednn_linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None)
 
 def multiply_dense(x_TK: Tensor, weight: DenseWeight, bias_N: Tensor | None) -> Tensor:
     """x W^T + b: y_TN."""
-    if weight.packed is not None:
-        return _multiply_panels(x_TK, weight.packed.panels_XKP, bias_N)
+    if weight.panels_XKP is not None:
+        return _multiply_panels(x_TK, weight.panels_XKP, bias_N)
     if weight.invariant:
         return _multiply_rows(x_TK, weight.weight_NK, bias_N)
     return onednn_linear(x_TK, weight.weight_NK, bias_N)

@@ -8,17 +8,15 @@ Shapes: T tokens, K input features, N output features, P rows of an output tile,
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from harmonia.kernels.activation import Activation
+from harmonia.kernels.arrivals import MAX_TILES, arrival_counts
 from harmonia.kernels.matmul_choices import Choice
 
-_MAX_TILES = 1 << 16
 _PART_ALIGNMENT = 128
 _GROUP = tl.constexpr(8)  # tiles of tokens that take turns over the same rows of the weight, which the L2 cache holds
 
@@ -50,23 +48,14 @@ def product(
             num_stages=choice.stages,
         )
         return y_TN
-    if choice.block_t < 16:
-        _few_product[(triton.cdiv(num_out, choice.block_n), triton.cdiv(num_tokens, choice.block_t))](
-            *(x_TK, weight_NK, bias_N, y_TN, num_tokens, num_out, num_in),
-            *(x_TK.stride(0), weight_NK.stride(0), y_TN.stride(0)),
-            *(choice.block_t, choice.block_n, choice.block_k, num_in % choice.block_k == 0, gate or ""),
-            num_warps=choice.warps,
-            num_stages=choice.stages,
-        )
-        return y_TN
     part_size, num_parts = _parts(num_in, choice)
     tiles_t, tiles_n = triton.cdiv(num_tokens, choice.block_t), triton.cdiv(num_out, choice.block_n)
-    spread = choice.spread and 1 < num_parts and tiles_t * tiles_n <= _MAX_TILES
+    spread = choice.spread and 1 < num_parts and tiles_t * tiles_n <= MAX_TILES
     sums = arrived = None
     if spread:
         tile = choice.block_t * choice.block_n
         sums = torch.empty(num_parts * tiles_t * tiles_n * tile, dtype=torch.float32, device=x_TK.device)
-        arrived = _arrived(x_TK.device)
+        arrived = arrival_counts(x_TK.device)
     _product[(tiles_t * tiles_n, num_parts if spread else 1)](
         *(x_TK, weight_NK, bias_N, y_TN, sums, arrived, num_tokens, num_out, num_in, part_size, num_parts),
         *(x_TK.stride(0), weight_NK.stride(0), y_TN.stride(0)),
@@ -83,27 +72,6 @@ def _parts(num_in: int, choice: Choice) -> tuple[int, int]:
     align = max(_PART_ALIGNMENT, choice.block_k)
     size = triton.cdiv(triton.cdiv(num_in, choice.parts), align) * align
     return size, triton.cdiv(num_in, size)
-
-
-def _arrived(device: torch.device) -> Tensor:
-    """How many parts of each tile are done: zeros before and after every product.
-
-    A set for every stream, since products on two streams overlap; one for all captured graphs, which are replayed
-    one after another. The latter is made with the first of the others: inside a capture it would not be filled.
-    """
-    if device.type != "cuda":
-        return _zeros(device, 0)
-    graphs = _zeros(device, -1)
-    if torch.cuda.is_current_stream_capturing():
-        return graphs
-    return _zeros(device, torch.cuda.current_stream(device).cuda_stream)
-
-
-@cache
-def _zeros(device: torch.device, stream: int) -> Tensor:
-    assert device.type != "cuda" or not torch.cuda.is_current_stream_capturing(), "run it once before it is captured"
-    with torch.inference_mode(mode=False):
-        return torch.zeros(_MAX_TILES, dtype=torch.int32, device=device)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_parts"])
@@ -310,42 +278,3 @@ def _row_product(
     y_ptr += tl.program_id(1).to(tl.int64) * y_stride
     sums = tl.sum(total, axis=1)[None, :]
     _finish(sums, bias_ptr, n, y_ptr, True, tl.program_id(0), num_out, 1, BLOCK_N, GATE)
-
-
-@triton.jit(do_not_specialize=["num_tokens"])
-def _few_product(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    y_ptr,
-    num_tokens,
-    num_out,
-    num_in,
-    x_stride,
-    weight_stride,
-    y_stride,
-    BLOCK_T: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    EVEN: tl.constexpr,
-    GATE: tl.constexpr,
-):
-    """Few tokens times some rows of the weight, without tensor cores: each thread adds up 8 neighbouring features."""
-    n = _weight_rows(tl.program_id(0), num_out, BLOCK_N, GATE)
-    t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
-    has_token = (t < num_tokens)[:, None, None]
-    k = tl.arange(0, BLOCK_K)[None, None, :]
-    x_ptr += t.to(tl.int64)[:, None, None] * x_stride + k
-    weight_ptr += n.to(tl.int64)[None, :, None] * weight_stride + k
-    total = tl.zeros((BLOCK_T, BLOCK_N, BLOCK_K // 8), tl.float32)
-    weight = tl.load(weight_ptr, k < num_in, 0.0, eviction_policy="evict_first")
-    for first in range(0, num_in, BLOCK_K):
-        following = first + BLOCK_K + k < num_in
-        x = tl.load(x_ptr + first, has_token if EVEN else has_token & (first + k < num_in), 0.0)
-        next_weight = tl.load(weight_ptr + first + BLOCK_K, following, 0.0, eviction_policy="evict_first")
-        products = weight.to(tl.float32) * x.to(tl.float32)
-        total += tl.sum(tl.reshape(products, (BLOCK_T, BLOCK_N, BLOCK_K // 8, 8)), axis=3)
-        weight = next_weight
-    y_ptr += t.to(tl.int64)[:, None] * y_stride
-    mask = (t < num_tokens)[:, None]
-    _finish(tl.sum(total, axis=2), bias_ptr, n, y_ptr, mask, tl.program_id(0), num_out, BLOCK_T, BLOCK_N, GATE)

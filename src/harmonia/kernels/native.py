@@ -62,10 +62,6 @@ class Kernel:
             parallel, member = team
             parallel(member.address, self._packet.pack(self._compiled.address, *arguments), num_threads, 0)
 
-    def run_share(self, thread: int, num_threads: int, *arguments: float) -> None:
-        """Do the work of one thread of a team, on the calling one."""
-        self._alone(self._arguments.pack(*arguments), thread, num_threads)
-
 
 _KERNELS: list[Kernel] = []
 

@@ -12,7 +12,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 _FEATURES_PER_PROGRAM = 1024
 _SUMMING_PROGRAMS = 256
@@ -21,9 +20,9 @@ _FEATURES_PER_THREAD = 16
 
 
 def rms_norm_triton(
-    x_TE: Tensor, residual_TE: Tensor | None, weight_E: Tensor, eps: float, *, overlap: bool = False
+    x_TE: Tensor, residual_TE: Tensor | None, weight_E: Tensor, eps: float
 ) -> tuple[Tensor, Tensor | None]:
-    """(norm(x + residual), x + residual); no sum without a residual. `overlap`: see `matmul_triton.product`."""
+    """(norm(x + residual), x + residual); no sum without a residual."""
     x_TE, x_stride = _with_rows(x_TE)
     out_TE = torch.empty(x_TE.shape, dtype=x_TE.dtype, device=x_TE.device)
     sum_TE, residual_stride = None, 0
@@ -36,9 +35,8 @@ def rms_norm_triton(
         block, rows, warps = _tile(num_features)
         _norm_rows[(triton.cdiv(num_rows, rows),)](
             *(x_TE, residual_TE, weight_E, out_TE, sum_TE, num_rows, x_stride, residual_stride, eps),
-            *(num_features, rows, block, residual_TE is not None, overlap),
+            *(num_features, rows, block, residual_TE is not None),
             num_warps=warps,
-            launch_pdl=overlap,
         )
     return out_TE, sum_TE
 
@@ -84,15 +82,12 @@ def _tile(num_features: int) -> tuple[int, int, int]:
 @triton.jit(do_not_specialize=["num_rows"])
 def _norm_rows(
     x, residual, weight, out, total, num_rows, x_stride, residual_stride, eps,
-    SIZE: tl.constexpr, R: tl.constexpr, E: tl.constexpr, ADDS: tl.constexpr, OVERLAP: tl.constexpr,
+    SIZE: tl.constexpr, R: tl.constexpr, E: tl.constexpr, ADDS: tl.constexpr,
 ):  # fmt: skip
     row_R1 = (tl.program_id(0).to(tl.int64) * R + tl.arange(0, R))[:, None]
     feature_1E = tl.arange(0, E)[None, :]
     mask_RE = (row_R1 < num_rows) & (feature_1E < SIZE)
     weight_1E = tl.load(weight + feature_1E, mask=feature_1E < SIZE, other=0.0).to(tl.float32)
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
     x_RE = tl.load(x + row_R1 * x_stride + feature_1E, mask=mask_RE, other=0.0)
     if ADDS:
         other_RE = tl.load(residual + row_R1 * residual_stride + feature_1E, mask=mask_RE, other=0.0)

@@ -10,12 +10,13 @@ D head size, X heads of either kind.
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from harmonia.kernels import gpu
 from harmonia.kernels.pages import NO_WINDOW
 
 _MAX_HEAD_SIZE = 256
@@ -70,7 +71,7 @@ def cudnn_usable(lengths: tuple[int, ...], window: int, *tensors: Tensor) -> boo
     length = _length(lengths)
     if window != NO_WINDOW or len(lengths) * length**2 > _CUDNN_GAIN * sum(n * n for n in lengths):
         return False
-    return tensors[0].shape[2] <= _MAX_CUDNN_HEAD_SIZE and flash_usable(*tensors) and _is_hopper(tensors[0].device)
+    return tensors[0].shape[2] <= _MAX_CUDNN_HEAD_SIZE and flash_usable(*tensors) and gpu.is_hopper(tensors[0].device)
 
 
 def packed_attention_cudnn(
@@ -108,11 +109,6 @@ def packed_attention_backward_cudnn(
     )  # fmt: skip
     d_q_THD, d_k_TGD, d_v_TGD = (_together(x_SXLD, lengths) for x_SXLD in given)
     return d_q_THD, d_k_TGD, d_v_TGD
-
-
-@cache
-def _is_hopper(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device)[0] == 9
 
 
 def _length(lengths: tuple[int, ...]) -> int:

@@ -79,12 +79,12 @@ def _draw_rows(arguments: int, thread: int, num_threads: int) -> None:
         floor = float32(0)
         if top_k != 0 and int64s(top_k, rows)[row] < size:
             count = float64(int64s(top_k, rows)[row])
-            floor = _floor(weight_V, bits_V, few_V, int32(1), count, True)
+            floor = _floor(bits_V, few_V, int32(1), count, True)
         if top_p != 0 and float32s(top_p, rows)[row] < 1:
             kept, share_kept = _total(weight_V, floor), float64(float32s(top_p, rows)[row])
             # What is lighter than this weighs less than the part to be dropped, all together.
             least = max(floor, float32(0.999 * (1 - share_kept) * kept / size))
-            floor = _floor(weight_V, bits_V, few_V, bits_of_float(least), share_kept * kept, False)
+            floor = _floor(bits_V, few_V, bits_of_float(least), share_kept * kept, False)
         if min_p != 0:
             floor = max(floor, float32s(min_p, rows)[row])  # the largest weight is 1
         int64s(ids, rows)[row] = _race(weight_V, floor, int64s(keys, rows)[row])
@@ -123,7 +123,7 @@ def _total(weight_V: Any, floor: float) -> float:
 
 
 @part
-def _floor(weight_V: Any, bits_V: Any, few_V: Any, low: int, target: float, by_count: bool) -> float:
+def _floor(bits_V: Any, few_V: Any, low: int, target: float, by_count: bool) -> float:
     """The largest weight such that all weights from it upward reach the target, as a number or as a sum."""
     high = int32(0x3F800000)  # the largest weight, 1
     above = float64(0)

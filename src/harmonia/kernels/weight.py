@@ -5,10 +5,8 @@ Shapes: T tokens, K input features, N output features, M rows of a part, X panel
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,16 +16,12 @@ from harmonia.kernels.fp8_weight import Fp8Weight
 
 PANEL = 64
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
-_WIDENED_BYTES = 32 << 20
 
 
-class Packed(NamedTuple):
-    """An fp32 weight on the CPU, as panels of 64 output features: the order in which oneDNN keeps it on AVX-512."""
-
-    panels_XKP: Tensor
-    """bf16 if that loses nothing, as with most published weights: half the memory to read, the same products."""
-    opaque: Tensor | None
-    """The same memory as oneDNN takes it, if it is fp32."""
+@cache
+def has_panels() -> bool:
+    """Whether fp32 weights are kept in panels on this CPU: with AVX-512, for which the kernel was written."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 @dataclass(slots=True)
@@ -35,8 +29,9 @@ class DenseWeight:
     """A weight in the compute type."""
 
     weight_NK: Tensor
-    """After `pack`, the panels of `packed` instead."""
-    packed: Packed | None = None
+    """After `pack`, `panels_XKP` instead."""
+    panels_XKP: Tensor | None = None
+    """An fp32 weight on the CPU, as panels of 64 output features: fp32, or bf16 if that loses nothing."""
     is_final: bool = False
     """The layout no longer changes: `pack` or `require_grad` was called."""
     leaf: Tensor | None = None
@@ -53,7 +48,7 @@ class DenseWeight:
 
     def fill(self, start: int, part_MK: Tensor) -> None:
         """Write rows `start` to `start + M`."""
-        assert self.packed is None, "a weight is filled before it is used"
+        assert self.panels_XKP is None, "a weight is filled before it is used"
         self.weight_NK[start : start + part_MK.shape[0]].copy_(part_MK)
 
     def pack(self) -> None:
@@ -65,9 +60,9 @@ class DenseWeight:
         if self.is_final:
             return
         self.is_final = True
-        if HAS_ONEDNN and self.weight_NK.is_cpu and self.weight_NK.dtype is torch.float32:
+        if has_panels() and self.weight_NK.is_cpu and self.weight_NK.dtype is torch.float32:
             with torch.inference_mode(mode=False):  # so that training may use the result
-                self._keep(_pack(self.weight_NK.detach()))
+                self._keep(_panels(self.weight_NK.detach()))
 
     def require_grad(self) -> Tensor:
         """Make the weight trainable: the autograd leaf, in the layout in which it is stored.
@@ -79,10 +74,8 @@ class DenseWeight:
             return self.leaf
         self.is_final = True
         with torch.inference_mode(mode=False):
-            if self.packed is not None and self.packed.opaque is None:
-                rows_NK = self.dense()
-                self.packed, self.weight_NK = None, rows_NK
-                self._keep(_pack_fp32(rows_NK))
+            if self.panels_XKP is not None:
+                self._keep(self.panels_XKP.float())
             if self.weight_NK.is_inference():  # autograd refuses what was made in inference mode
                 self.weight_NK = self.weight_NK.clone()
             self.leaf = self.weight_NK.detach().requires_grad_()
@@ -104,19 +97,19 @@ class DenseWeight:
 
     def dense(self) -> Tensor:
         """The weight in rows; a copy if it is packed."""
-        if self.packed is None:
+        if self.panels_XKP is None:
             return self.weight_NK
-        return self.packed.panels_XKP.transpose(1, 2).flatten(0, 1).float()
+        return self.panels_XKP.transpose(1, 2).flatten(0, 1).float()
 
     def rows(self, ids_T: Tensor) -> Tensor:
         """Rows by index, for embeddings."""
-        if self.packed is None:
+        if self.panels_XKP is None:
             return self.weight_NK[ids_T]
-        return self.packed.panels_XKP[ids_T // PANEL, :, ids_T % PANEL].float()
+        return self.panels_XKP[ids_T // PANEL, :, ids_T % PANEL].float()
 
-    def _keep(self, packed: Packed | None) -> None:
-        if packed is not None:
-            self.packed, self.weight_NK = packed, packed.panels_XKP
+    def _keep(self, panels_XKP: Tensor | None) -> None:
+        if panels_XKP is not None:
+            self.panels_XKP = self.weight_NK = panels_XKP
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,39 +162,11 @@ class Int8Weight:
 Weight = DenseWeight | Int8Weight | Fp8Weight
 
 
-def panels_per_part(num_panels: int, num_in: int) -> int:
-    """How many panels are widened to fp32 at once."""
-    return min(num_panels, max(1, _WIDENED_BYTES // (4 * PANEL * num_in)))
-
-
-@cache
-def panel_scratch(num_out: int, num_in: int) -> Packed | None:
-    """Space for a weight of that shape in oneDNN's order; None if the order is not that of panels."""
-    return _pack_fp32(torch.rand(num_out, num_in))
-
-
-def _pack(weight_NK: Tensor) -> Packed | None:
+def _panels(weight_NK: Tensor) -> Tensor | None:
+    """In panels, if there are whole ones: in bf16 if that loses nothing, as with most published weights."""
     num_out, num_in = weight_NK.shape
     if num_out % PANEL:
         return None
     narrow_NK = weight_NK.bfloat16()
-    if torch.equal(narrow_NK.float(), weight_NK):
-        num_panels = num_out // PANEL
-        per_part = panels_per_part(num_panels, num_in)
-        if all(panel_scratch(panels * PANEL, num_in) for panels in {per_part, num_panels % per_part or per_part}):
-            panels_XKP = narrow_NK.view(num_panels, PANEL, num_in).transpose(1, 2).contiguous()
-            return Packed(panels_XKP, None)
-    return _pack_fp32(weight_NK)
-
-
-def _pack_fp32(weight_NK: Tensor) -> Packed | None:
-    """The weight in oneDNN's order, if that is (panel, input feature, output feature of the panel)."""
-    opaque = torch.ops.mkldnn._reorder_linear_weight(weight_NK.contiguous(), None)
-    if torch.ops.mkldnn._nbytes(opaque) != weight_NK.nbytes:
-        return None
-    memory = (ctypes.c_float * weight_NK.numel()).from_address(torch.ops.mkldnn.data_ptr(opaque))
-    memory.owner = opaque  # type: ignore[attr-defined]  # so that the panels, which a training run may hold on to, keep it alive
-    panels_XKP = torch.frombuffer(memory, dtype=torch.float32).view(-1, weight_NK.shape[1], PANEL)
-    samples = ((0, weight_NK[:PANEL]), (-1, weight_NK[-PANEL:]))
-    same = all(torch.equal(panels_XKP[panel].T, rows_NK) for panel, rows_NK in samples)
-    return Packed(panels_XKP, opaque) if same else None
+    kept_NK = narrow_NK if torch.equal(narrow_NK.float(), weight_NK) else weight_NK
+    return kept_NK.view(-1, PANEL, num_in).transpose(1, 2).clone(memory_format=torch.contiguous_format)

@@ -170,6 +170,8 @@ class AdapterBank:
         for path, (rank, scale) in targets.items():
             self._parts[path].rows_of_slot[slot] = LoraRows(rows.start, rank, scale)
         self._ranges[slot] = rows
+        for part in self._parts.values():  # kernels multiply whole ranges, and what was there may be no number
+            part.b_RN[rows.start + part.rows_of_slot[slot].rank : rows.stop].zero_()
         self._arenas.write_tables(self._ranges)
         return slot
 

@@ -76,9 +76,17 @@ class Arenas:
         bounds_S2 = np.array([(rows.start, rows.stop) for rows in table.ranges], np.int32).reshape(-1, 2)
         table.ranges_S2.copy_(torch.from_numpy(bounds_S2))
         scales_AR = np.zeros(self._scales_AR.shape, np.float32)
-        for index, part in enumerate(part for _, parts in self._grouped for part in parts):
-            for rows in part.rows_of_slot:
-                scales_AR[index, rows.offset : rows.offset + rows.rank] = rows.scale
+        index = 0
+        for arena, parts in self._grouped:
+            is_used = arena.is_used
+            for part in parts:
+                for rows in part.rows_of_slot:
+                    scales_AR[index, rows.offset : rows.offset + rows.rank] = rows.scale
+                is_used = is_used or any(rows.rank for rows in part.rows_of_slot)
+                index += 1
+            if is_used and not arena.is_used:  # captured graphs leave out layers that no adapter changes
+                arena.is_used = True
+                self.generation += 1
         self._scales_AR.copy_(torch.from_numpy(scales_AR))
 
     def _create(self) -> None:

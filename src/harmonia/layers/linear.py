@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from harmonia.kernels.matmul import adapted_matmul
 from harmonia.kernels.weight import DenseWeight, Int8Weight, Weight
 from harmonia.layers.parameter import Parameter, Vector, pack_weight, vector_parameter, weight_bytes
 
-__all__ = ["Linear", "LinearPart", "LoraLeaves", "LoraPart", "Module", "Part", "WeightFormat"]
+__all__ = ["Linear", "LinearPart", "LoraLeaves", "LoraPart", "Part", "WeightFormat"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,15 +144,3 @@ class LinearPart(NamedTuple):
     linear: Linear
     part: str
     """Its part of `linear`, such as `q_proj`."""
-
-
-class Module(Protocol):
-    """A piece of a decoder that owns parameters. Prefixes end with a dot."""
-
-    def parameters(self, prefix: str) -> Iterator[Parameter]:
-        """Every parameter below, its name led by `prefix`."""
-        ...
-
-    def linears(self, prefix: str) -> Iterator[LinearPart]:
-        """Every projection that may carry adapters."""
-        ...

@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 
 from harmonia.errors import InvalidRequestError
-from harmonia.kernels.weight import HAS_ONEDNN, PANEL, DenseWeight, panel_scratch, panels_per_part
+from harmonia.kernels.weight import PANEL, DenseWeight, has_panels
 from harmonia.layers.embedding import Embedding
 from harmonia.layers.linear import Linear, WeightFormat
 from harmonia.layers.parameter import Storage
@@ -40,7 +40,7 @@ class Matrix:
         if not isinstance(weight, DenseWeight) or weight.weight_NK.dtype is not torch.float32 or self.num_out % PANEL:
             return False
         packs = isinstance(self.storage, Linear) or self.storage.is_head
-        return packs and all(name in exact for name in self.names) and _has_panels()
+        return packs and all(name in exact for name in self.names) and has_panels()
 
 
 def weight_bytes(config: ModelConfig, fmt: WeightFormat, exact: Collection[str] = ()) -> dict[str, int]:
@@ -61,22 +61,9 @@ def loading_bytes(config: ModelConfig, fmt: WeightFormat) -> int:
     """Most that is taken while a decoder is filled and packed: everything as it is filled, and one matrix twice."""
     decoder = _empty(config, fmt)
     whole = sum(storage.num_bytes for _, storage in decoder.storages())
-    packs = _on_cpu(fmt) and fmt.dtype is torch.float32 and HAS_ONEDNN
+    packs = _on_cpu(fmt) and fmt.dtype is torch.float32 and has_panels()
     dense = (matrix.storage for matrix in _matrices(decoder) if isinstance(matrix.storage.weight, DenseWeight))
     return whole + (max((storage.num_bytes for storage in dense), default=0) if packs else 0)
-
-
-def widening_bytes(config: ModelConfig, fmt: WeightFormat, exact: Collection[str]) -> int:
-    """Scratch that stays, once matrices in bf16 were multiplied with many tokens on a CPU; see kernels/weight.py."""
-    if not _on_cpu(fmt):
-        return 0
-    shapes = set()
-    for matrix in _matrices(_empty(config, fmt)):
-        if matrix.is_narrow(exact):
-            num_panels = matrix.num_out // PANEL
-            per_part = panels_per_part(num_panels, matrix.num_in)
-            shapes |= {(panels, matrix.num_in) for panels in (per_part, num_panels % per_part) if panels}
-    return sum(panels * PANEL * num_in * _FP32_BYTES for panels, num_in in shapes)
 
 
 def kv_bytes_per_token(config: ModelConfig, fmt: WeightFormat) -> int:
@@ -180,9 +167,3 @@ def _matrices(decoder: Decoder) -> Iterator[Matrix]:
 
 def _on_cpu(fmt: WeightFormat) -> bool:
     return fmt.device.type == "cpu"
-
-
-@lru_cache(maxsize=1)
-def _has_panels() -> bool:
-    """oneDNN keeps weights in the order of panels here."""
-    return HAS_ONEDNN and panel_scratch(PANEL, PANEL) is not None

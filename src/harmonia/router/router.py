@@ -36,7 +36,6 @@ from harmonia.router.stickiness import Stickiness
 log = get_logger(__name__)
 
 LOADING_RETRY_S = 2
-LOST_RETRY_S = 1
 _RECONNECT_S = 0.2
 _WATCH_S = 600.0
 

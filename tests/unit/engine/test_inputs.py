@@ -13,7 +13,6 @@ from harmonia.engine.batch import Batch, Work, build_batch
 from harmonia.engine.inputs import DeviceInputs, HostInputs, StepInputs
 from harmonia.engine.requests import SequenceRequest, pack_ids
 from harmonia.engine.sequence import Instance, Sequence
-from harmonia.engine.steps import graph_sizes
 from harmonia.protocol.sampling import SamplingParams
 
 BLOCK_SIZE, MAX_RUNNING, MAX_BLOCKS = 4, 8, 16
@@ -88,13 +87,3 @@ def test_a_batch_says_where_everything_stands() -> None:
     assert MIXED.sample_rows_R.tolist() == [0, 1, 8, 13]
     assert not MIXED.is_decode
     assert DECODES.is_decode
-
-
-@pytest.mark.parametrize("max_running", [1, 3, 8, 100, 256, 1000])
-def test_graphs_cover_every_batch_with_little_padding(max_running: int) -> None:
-    sizes = graph_sizes(max_running)
-    assert sizes == sorted(set(sizes))
-    assert sizes[-1] == max_running
-    for num_rows in range(1, max_running + 1):
-        padded = min(size for size in sizes if size >= num_rows)
-        assert padded - num_rows <= max(7, 0.25 * num_rows)

@@ -1,10 +1,15 @@
 """Gated activations: the GPU kernels, in Triton's interpreter, against the plain version."""
 
+import os
+
 import pytest
 import torch
 
 from harmonia.kernels.activation import gated_activation
 from tests.unit.kernels.gradients import assert_close, gradients
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="tests/gpu has these with a GPU")
 
 ACTIVATIONS = ("silu", "gelu_tanh")
 

@@ -65,6 +65,30 @@ def test_the_number_of_splits_does_not_matter(context_lens, heads, splits, windo
     assert_close(attention(splits), expected, tolerance=1e-5)  # the next layer finds everything as the first did
 
 
+# Pairs of a sequence and a key/value head, padded head size: tile, warps, splits on 132 processors.
+CHOICES = {
+    (8, 128): (64, 4, 16),
+    (16, 128): (64, 4, 16),
+    (17, 128): (16, 1, 16),
+    (64, 128): (16, 1, 8),
+    (64, 64): (16, 1, 8),
+    (64, 256): (32, 4, 4),
+    (65, 128): (64, 4, 4),
+    (128, 128): (64, 4, 2),
+    (512, 128): (64, 4, 1),
+}
+
+
+@pytest.mark.parametrize("case", CHOICES, ids=str)
+def test_few_sequences_take_small_tiles_and_more_splits(case):
+    from harmonia.kernels.attention_decode_triton import decode_choice, num_splits
+
+    choice = decode_choice(*case, torch.bfloat16)
+    splits = num_splits(case[0], choice.per_processor * 132)
+    assert (choice.tile, choice.warps, splits) == CHOICES[case]
+    assert decode_choice(*case, torch.float32).warps == 4
+
+
 @pytest.mark.parametrize("invariant", [False, True])
 @pytest.mark.parametrize("num_rows", [4, 70])
 def test_rows_of_a_graph_without_a_sequence_give_zeros(invariant, num_rows):

@@ -11,14 +11,13 @@ from harmonia.errors import InvalidRequestError
 from harmonia.kernels.fp8 import fp8_input_grad, fp8_linear
 from harmonia.kernels.fp8_weight import (
     E4M3,
-    FIT_RATIO,
-    FIT_STEPS,
     LARGEST,
+    TOKEN_STEPS,
+    WEIGHT_STEPS,
     Fp8Weight,
     ScaledRows,
     Tile,
     dequantise,
-    fit,
     quantise,
 )
 from harmonia.kernels.matmul import matmul
@@ -49,8 +48,8 @@ def on_grid(num_tokens: int, num_in: int) -> torch.Tensor:
     return x_TK
 
 
-def rounded(x_TK: torch.Tensor, tile: Tile) -> torch.Tensor:
-    return dequantise(*quantise(x_TK, tile), tile)
+def rounded(x_TK: torch.Tensor, tile: Tile, num_steps: int = TOKEN_STEPS) -> torch.Tensor:
+    return dequantise(*quantise(x_TK, tile, num_steps), tile)
 
 
 @pytest.mark.parametrize("tile", [Tile(1, 70), Tile(1, 32), Tile(16, 32), Tile(128, 128)])
@@ -68,9 +67,9 @@ def test_quantised_values_are_near(tile: Tile) -> None:
 def test_weights_take_the_scales_that_keep_the_large_ones(tile: Tile) -> None:
     torch.manual_seed(1)
     w_MK = torch.randn(40, 70) ** 3
-    fitted, plain = dequantise(*fit(w_MK, tile), tile), rounded(w_MK, tile)
+    fitted, plain = rounded(w_MK, tile, WEIGHT_STEPS), rounded(w_MK, tile, 1)
     assert float((fitted - w_MK).pow(4).sum()) < 0.8 * float((plain - w_MK).pow(4).sum())
-    values_MK, scale_GB = fit(w_MK, tile)
+    values_MK, scale_GB = quantise(w_MK, tile, WEIGHT_STEPS)
     assert bool(values_MK.float().isfinite().all()) and bool(values_MK.float().abs().amax() <= LARGEST)
     ratio = scale_GB / quantise(w_MK, tile)[1]
     assert float(ratio.min()) >= 1 and float(ratio.max()) < 2
@@ -99,7 +98,7 @@ def test_parts_filled_by_ranges_of_rows_are_the_whole(side: int) -> None:
     weight = Fp8Weight.empty(300, 200, CPU, side=side)
     weight.fill(0, values_NK[:256])
     weight.fill(256, values_NK[256:])
-    assert torch.equal(dense(weight), dequantise(*fit(values_NK, weight.tile), weight.tile))
+    assert torch.equal(dense(weight), rounded(values_NK, weight.tile, WEIGHT_STEPS))
 
 
 def test_stored_rows_are_kept_byte_for_byte() -> None:
@@ -186,7 +185,7 @@ def test_the_kernel_scales_as_torch_does(num_in: int, columns: int) -> None:
     x_TK = torch.randn(5, 2 * num_in)[:, :num_in]
     x_TK[2] = 0
     wide_TK, scale_TB = torch.full((5, num_in), torch.nan), torch.full((5, -(-num_in // columns)), torch.nan)
-    rounding().quantise_into(x_TK, wide_TK, scale_TB, columns)
+    rounding().quantise_into(x_TK, wide_TK, scale_TB, columns, 1)
     values_TK, expected_TB = quantise(x_TK, Tile(1, columns))
     assert torch.equal(scale_TB, expected_TB)
     assert torch.equal(wide_TK.to(E4M3).float(), values_TK.float())
@@ -207,7 +206,7 @@ def test_the_product_agrees(choice: Choice, side: int, size: tuple[int, int], nu
     weight = made(*size, side, starts=(0, 16))
     x_TK, bias_N = torch.randn(num_tokens, size[1]), torch.randn(size[0])
     tile = weight.token_tile
-    y_TN = kernels().product(*quantise(x_TK, tile), weight, bias_N, choice, dtype=torch.float32)
+    y_TN = kernels().product(*quantise(x_TK, tile, TOKEN_STEPS), weight, bias_N, choice, dtype=torch.float32)
     assert torch.allclose(y_TN, fp8_linear(x_TK, weight, bias_N, "eager"), rtol=1e-5, atol=1e-4)
 
 
@@ -215,7 +214,7 @@ def test_gate_and_up_are_joined() -> None:
     weight, x_TK = made(96, 128), torch.randn(5, 128)
     gate_TF, up_TF = fp8_linear(x_TK, weight, None, "eager").chunk(2, dim=1)
     choice = Choice(16, 32, 128, 1, 2, 4, swap=True)
-    inputs = quantise(x_TK, weight.token_tile)
+    inputs = quantise(x_TK, weight.token_tile, TOKEN_STEPS)
     expected_TF = torch.nn.functional.silu(gate_TF) * up_TF
     y_TF = kernels().product(*inputs, weight, None, choice, dtype=torch.float32, gate="silu")
     assert torch.allclose(y_TF, expected_TF, rtol=1e-4, atol=1e-4)
@@ -226,10 +225,9 @@ def test_gate_and_up_are_joined() -> None:
 
 
 @pytest.mark.parametrize("size", [(70, 384), (48, 300)])
-@pytest.mark.parametrize("is_quantised", [False, True])
-def test_few_tokens_without_tensor_cores(size: tuple[int, int], is_quantised: bool) -> None:
+def test_few_tokens_without_tensor_cores(size: tuple[int, int]) -> None:
     weight, x_TK = made(*size), on_grid(2, size[1])
-    inputs = quantise(x_TK, weight.token_tile) if is_quantised else (x_TK, None)
+    inputs = quantise(x_TK, weight.token_tile, TOKEN_STEPS)
     y_TN = kernels().row_product(*inputs, weight, None, Choice(1, 16, 128, 1, 2, 4), dtype=torch.float32)
     assert torch.allclose(y_TN, fp8_linear(x_TK, weight, None, "eager"), rtol=1e-5, atol=1e-4)
 
@@ -238,12 +236,11 @@ def test_rows_are_fitted() -> None:
     """Values that the first scale keeps exactly: see `on_grid`."""
     torch.manual_seed(2)
     w_MK = on_grid(6, 200) * 2.0 ** torch.arange(6)[:, None]
-    values_MK, scale_M1 = torch.empty(6, 200, dtype=E4M3), torch.full((6, 1), torch.nan)
-    rounding().fit_rows(w_MK, values_MK, scale_M1, FIT_STEPS, FIT_RATIO)
     tile = Tile(1, 200)
-    fitted = dequantise(*fit(w_MK, tile), tile)
-    assert torch.equal(fitted, w_MK)
-    assert torch.equal(dequantise(values_MK, scale_M1, tile), fitted)
+    assert torch.equal(rounded(w_MK, tile, WEIGHT_STEPS), w_MK)
+    for num_steps in (WEIGHT_STEPS, TOKEN_STEPS):
+        values_MK, scale_M1 = rounding().quantise_tokens(w_MK, 200, num_steps)
+        assert torch.equal(dequantise(values_MK, scale_M1, tile), w_MK)
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -74,7 +74,7 @@ def test_a_trained_head_gathers_the_gradients_of_all_chunks(form, vocab_size, so
         hidden_CE, targets_C, dlogprobs_C = batch(num_rows, vocab_size)
         HeadChunk.forward(hidden_CE.detach(), head, targets_C, softcap).backward(dlogprobs_C)
         expected_of(hidden_CE, weight_VE, targets_C, softcap)[0].backward(dlogprobs_C)
-    assert_close(leaf.grad if head.packed is None else leaf.grad.transpose(1, 2).flatten(0, 1), weight_VE.grad)
+    assert_close(leaf.grad if head.panels_XKP is None else leaf.grad.transpose(1, 2).flatten(0, 1), weight_VE.grad)
 
 
 def test_the_sampler_defines_the_same_log_probability():

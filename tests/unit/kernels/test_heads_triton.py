@@ -1,5 +1,7 @@
 """Heads from the projection: the GPU kernel, in Triton's interpreter, against the operations that it stands for."""
 
+import os
+
 import pytest
 import torch
 
@@ -7,6 +9,9 @@ from harmonia.kernels.heads import heads_into_cache, rotated_heads
 from harmonia.kernels.pages import LayerCache
 from harmonia.kernels.projection import Heads
 from tests.unit.kernels.gradients import assert_close, gradients, kept
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="tests/gpu has these with a GPU")
 
 SIZES = [(4, 2, 16), (9, 3, 8), (5, 1, 12), (1, 1, 40)]
 
@@ -45,8 +50,9 @@ def test_rows_without_a_slot_write_nothing():
 
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("tokens", [0, 1, 19])
-def test_training_gives_the_same_heads_and_gradients(sizes, norm, tokens):
+@pytest.mark.parametrize("tokens", [0, 1, 5])
+def test_training_gives_the_same_heads_and_gradients(sizes, norm, tokens, monkeypatch):
+    monkeypatch.setattr("harmonia.kernels.heads_triton._TOKENS_PER_PROGRAM", 2)
     qkv_TF, heads, positions_T = made(*sizes, norm=norm, tokens=tokens)
     weights = (heads.q_norm_D, heads.k_norm_D) if norm else ()
 

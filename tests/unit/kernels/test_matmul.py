@@ -54,7 +54,6 @@ def test_int8_agrees_with_the_plain_product(size, num_tokens, with_bias, seed):
 
 @pytest.mark.parametrize("make", [int8, partial(dense, published=True)], ids=["int8", "bf16"])
 def test_many_tokens_go_through_a_large_matrix_in_parts(make, monkeypatch):
-    monkeypatch.setattr("harmonia.kernels.weight._WIDENED_BYTES", 1 << 17)
     monkeypatch.setattr("harmonia.kernels.matmul_native._DEQUANTISED_BYTES", 1 << 17)
     weight, x_TK, bias_N = make(576, 256), torch.randn(170, 256), torch.randn(576)
     assert_close(matmul(x_TK, weight, bias_N), matmul(x_TK, weight, bias_N, impl="eager"))
@@ -80,6 +79,13 @@ def test_packing_keeps_rows_and_values(size, published):
     assert weight.rows(ids).dtype is torch.float32
 
 
+def test_a_weight_stays_in_rows_where_panels_would_be_slow(monkeypatch):
+    monkeypatch.setattr("harmonia.kernels.weight.has_panels", lambda: False)
+    weight, x_TK = dense(64, 32), torch.randn(3, 32)
+    assert_close(matmul(x_TK, weight), matmul(x_TK, weight, impl="eager"))
+    assert weight.is_final and weight.panels_XKP is None
+
+
 def test_a_packed_weight_still_gives_gradients():
     weight, x_TK = dense(64, 32), torch.randn(3, 32)
     expected = matmul(x_TK, weight, impl="eager")
@@ -95,7 +101,7 @@ def test_a_packed_weight_still_gives_gradients():
 def test_a_filled_and_used_weight_is_not_filled_again():
     weight = dense(64, 32)
     matmul(torch.randn(1, 32), weight)
-    if weight.packed is not None:
+    if weight.panels_XKP is not None:
         with pytest.raises(AssertionError):
             weight.fill(0, torch.zeros(64, 32))
 

@@ -33,7 +33,7 @@ def plain(weight: DenseWeight | Int8Weight) -> torch.Tensor:
 
 def in_rows(weight: DenseWeight, panels: torch.Tensor) -> torch.Tensor:
     """What has the layout of the leaf, in rows."""
-    return panels if weight.packed is None else panels.transpose(1, 2).flatten(0, 1)
+    return panels if weight.panels_XKP is None else panels.transpose(1, 2).flatten(0, 1)
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
@@ -116,7 +116,7 @@ def test_a_leaf_outlives_its_weight():
     weight = made("fp32", 64, 32)
     weight.pack()
     expected, leaf = in_rows(weight, weight.weight_NK).clone(), weight.require_grad()
-    is_packed = weight.packed is not None
+    is_packed = weight.panels_XKP is not None
     del weight
     torch.randn(64, 32)
     assert torch.equal(leaf.detach().transpose(1, 2).flatten(0, 1) if is_packed else leaf.detach(), expected)
@@ -157,8 +157,8 @@ def test_int8_weights_refuse_to_be_trained():
 @pytest.mark.parametrize("form", FORMS)
 def test_large_weights_go_in_parts(form, monkeypatch):
     weight, x, dy = made(form, 576, 256), torch.randn(170, 256), torch.randn(170, 576)
-    for name in ("matmul_grad._PART_BYTES", "matmul_grad._EAGER_PART_BYTES", "weight._WIDENED_BYTES"):
-        monkeypatch.setattr(f"harmonia.kernels.{name}", 1 << 17)
+    for name in ("_PART_BYTES", "_EAGER_PART_BYTES"):
+        monkeypatch.setattr(f"harmonia.kernels.matmul_grad.{name}", 1 << 17)
     ours, theirs = leaf_of(x), leaf_of(x)
     for impl in ("auto", "eager"):
         ours.grad = theirs.grad = None

@@ -1,5 +1,7 @@
 """Products of few tokens: the GPU kernels, in Triton's interpreter, against the plain product in fp64."""
 
+import os
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -8,13 +10,14 @@ from harmonia.kernels import matmul_choices
 from harmonia.kernels.activation import gated_activation
 from harmonia.kernels.matmul import DenseWeight, gated_matmul, matmul
 from harmonia.kernels.matmul_choices import Choice
-from harmonia.kernels.matmul_triton import product
+
+product = pytest.importorskip("harmonia.kernels.matmul_triton").product
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="tests/gpu has these with a GPU")
 
 ROW = Choice(1, 4, 128, 1, 2, 4)
 TILE = Choice(16, 16, 64, 1, 3, 4)
 KERNELS = {
     "row": ROW,
-    "few": Choice(4, 2, 256, 1, 2, 4),
     "tile": TILE,
     "swapped": TILE._replace(block_n=32, swap=True),
     "spread": TILE._replace(parts=3),
@@ -44,6 +47,7 @@ def assert_near(actual: torch.Tensor, expected: torch.Tensor, tolerance: float =
 @pytest.mark.parametrize("sizes", SIZES)
 def test_every_kernel_gives_the_product(kernel, sizes):
     x_TK, weight_NK, bias_N = made(*sizes)
+    x_TK = x_TK[:3] if kernel == "row" else x_TK  # each token is a row of programs by itself
     for bias in (None, bias_N):
         assert_near(product(x_TK, weight_NK, bias, KERNELS[kernel]), exact(x_TK, weight_NK, bias))
 

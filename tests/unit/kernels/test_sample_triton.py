@@ -1,10 +1,15 @@
 """Draws: the GPU kernels, in Triton's interpreter, against the plain version."""
 
+import os
+
 import pytest
 import torch
 
 from harmonia.kernels.sample import SamplingTensors, sample
 from tests.unit.kernels.test_sample import keys, settings_of
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="tests/gpu has these with a GPU")
 
 FILTERS = (
     {},

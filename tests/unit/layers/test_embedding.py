@@ -21,7 +21,7 @@ def filled(vocab_size: int = 128, *, is_head: bool = False, scale: float = 1.0, 
 
 
 def in_rows(embedding: Embedding, panels: torch.Tensor) -> torch.Tensor:
-    return panels if embedding.weight.packed is None else panels.transpose(1, 2).flatten(0, 1)
+    return panels if embedding.weight.panels_XKP is None else panels.transpose(1, 2).flatten(0, 1)
 
 
 @pytest.mark.parametrize("is_head", [False, True])

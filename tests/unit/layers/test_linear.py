@@ -62,7 +62,7 @@ def test_everything_can_be_trained_at_once():
     torch.testing.assert_close(y_TN, expected)
     y_TN.square().sum().backward()
     expected.square().sum().backward()
-    found_NK = leaf.grad if linear.weight.packed is None else leaf.grad.transpose(1, 2).flatten(0, 1)
+    found_NK = leaf.grad if linear.weight.panels_XKP is None else leaf.grad.transpose(1, 2).flatten(0, 1)
     torch.testing.assert_close(found_NK, weight_NK.grad, rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-3)
     assert leaves.a_rK.grad is not None and linear.bias_N.grad is not None

@@ -200,6 +200,45 @@ def test_the_list_of_tiles():
     slots_T = torch.tensor([slots[4], -1, slots[1], slots[4]], dtype=torch.int32)
     routes: LoraRoutes = LoraBatch((), slots_T).routes(torch.zeros(4, 72), table)
     count = int(routes.tiles_X4[0, 0])
-    wide = table.width
-    assert wide == 32
+    assert table.width == 32
     assert routes.tiles_X4[1 : count + 1].tolist() == [[slots[1], 1, 4, 0], [slots[4], 28, 48, 0]]
+
+
+def test_the_tiles_of_few_tokens():
+    """Neighbours with the same adapter, none across a multiple of 16 tokens; empty ones behind the last."""
+    _, placed, slots = bank_of()
+    table = placed[0].part.arena.table
+    slots_T = torch.tensor([-1, *[slots[4]] * 20, slots[1], -1, slots[1], 7, *[slots[0]] * 2], dtype=torch.int32)
+    runs = LoraBatch((), slots_T).runs(torch.zeros(len(slots_T), 72), table)
+    tiles, empty = runs.tiles_T4[:5].tolist(), runs.tiles_T4[5:, 1]
+    assert tiles == [[1, 15, 28, 20], [16, 5, 28, 20], [21, 1, 1, 3], [23, 1, 1, 3], [25, 2, 0, 1]]
+    assert not empty.any()
+
+
+def test_more_tiles_than_programs():
+    _, placed, slots = bank_of()
+    batch = segments_of((row, row + 1, slots[row % 2 * 4]) for row in range(40))
+    x_TK = torch.randn(40, 72)
+    assert batch.runs(x_TK, placed[0].part.arena.table).programs < 40
+    found = added(placed, batch, x_TK, "triton")
+    torch.testing.assert_close(found, added(placed, batch, x_TK, "eager"), rtol=1e-4, atol=2e-3)
+
+
+def test_layers_that_no_adapter_changes_cost_nothing_until_one_does():
+    linears = [Linear.create(32, {"o_proj": 24}, FMT) for _ in range(2)]
+    bank = AdapterBank(
+        [BankTarget(f"{index}", linear, "o_proj") for index, linear in enumerate(linears)],
+        max_adapters=2,
+        num_rows=16,
+        fmt=FMT,
+    )
+    arenas = [linear.lora["o_proj"].arena for linear in linears]
+    bank.create("first", {"0": (4, 1.0)})
+    assert [arena.is_used for arena in arenas] == [True, False]
+    generation = bank.generation
+    bank.create("second", {"0": (4, 1.0)})
+    assert bank.generation == generation
+    bank.unload(1)
+    bank.create("third", {"1": (4, 1.0)})
+    assert [arena.is_used for arena in arenas] == [True, True]
+    assert bank.generation > generation

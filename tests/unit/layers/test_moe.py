@@ -32,7 +32,7 @@ def rows(weight: DenseWeight) -> torch.Tensor:
     """The weight in rows, connected to its leaf if it has one."""
     if weight.leaf is None:
         return weight.dense()
-    return weight.leaf if weight.packed is None else weight.leaf.transpose(1, 2).flatten(0, 1)
+    return weight.leaf if weight.panels_XKP is None else weight.leaf.transpose(1, 2).flatten(0, 1)
 
 
 def plain(moe: SparseMoe, x_TE: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from harmonia.errors import InvalidRequestError, UnsupportedModelError
-from harmonia.kernels.fp8_weight import Fp8Weight, Tile, dequantise, quantise
+from harmonia.kernels.fp8_weight import TOKEN_STEPS, Fp8Weight, Tile, dequantise, quantise
 from harmonia.layers import linear, mlp
 from harmonia.layers.linear import Linear, WeightFormat
 from harmonia.models import load_decoder, open_model
@@ -107,7 +107,7 @@ def logits(folder: Path, fmt: WeightFormat) -> torch.Tensor:
 def rounding(product: Callable[..., torch.Tensor], x_TK: torch.Tensor, *arguments: object) -> torch.Tensor:
     """A product of rounded activations."""
     tile = Tile(1, x_TK.shape[1])
-    return product(dequantise(*quantise(x_TK, tile), tile), *arguments)
+    return product(dequantise(*quantise(x_TK, tile, TOKEN_STEPS), tile), *arguments)
 
 
 def distance(actual: torch.Tensor, expected: torch.Tensor) -> float:
