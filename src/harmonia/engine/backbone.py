@@ -79,10 +79,9 @@ class Backbone:
         return Backbone(key, decoder, plan, source=source)
 
     @property
-    def places(self) -> tuple[int, ...]:
-        """Addresses of what captured graphs read and of what may move; they differ once anything did."""
-        weight = self.decoder.embedding.weight.weight_NK
-        return self.bank.generation, self.caches[0].k_NPGD.data_ptr(), weight.data_ptr()
+    def places(self) -> tuple[int, int]:
+        """Addresses of what captured graphs read and what may move, adapters left out; they differ once it did."""
+        return self.caches[0].k_NPGD.data_ptr(), self.decoder.embedding.weight.weight_NK.data_ptr()
 
     def grow_cache(self, num_blocks: int) -> None:
         """Enlarge the cache; what is in it stays. One layer at a time, so little is held twice."""

@@ -76,6 +76,13 @@ class Engine:
         """Compile kernels and capture graphs now, so that no request waits for them."""
         self._runner.prepare()
 
+    def adopt(self, plan: Plan) -> None:
+        """Go by a new plan, after instances came or went; what adapters need is made now unless something is served."""
+        self.backbone.plan = plan
+        self.training.reserve(plan.max_batch_size, plan.num_kept, plan.memory.num_whole)
+        if self.backbone.num_adapters and not self.has_work:
+            self._runner.prepare_adapters()
+
     # --------------------------------------------------------------------------------------------- the loop
 
     def step(self) -> list[SequenceOutput]:

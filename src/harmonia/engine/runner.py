@@ -115,6 +115,10 @@ class Runner:
             )
             sample(self.decoder.logits(hidden_RE), SamplingTensors())
 
+    def prepare_adapters(self) -> None:
+        """The same for steps with adapters."""
+        self._steps.prepare_adapters()
+
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Launched:
         """Start a step; on a GPU this returns before the device is done."""

@@ -17,7 +17,7 @@ from harmonia.engine.instances import Instances, resolve_spawn
 from harmonia.engine.lanes import Lanes
 from harmonia.engine.ledger import Ledger
 from harmonia.engine.loading import Load, Loader, PendingSpawn, Share
-from harmonia.engine.memory import InstanceNeed, Plan
+from harmonia.engine.memory import InstanceNeed
 from harmonia.engine.pacing import Pacer
 from harmonia.engine.plan import BackboneKey
 from harmonia.engine.requests import (
@@ -216,7 +216,7 @@ class Runtime:
         lane.remove(instance)
         self._served_adapters.discard(instance)
         if lane.needs:
-            self._adopt(lane, self._ledger.replan(lane, None))
+            lane.engine.adopt(self._ledger.replan(lane, None))
             return
         self._ended += lane.engine.take_orphaned()
         self._lanes.remove(lane)
@@ -250,6 +250,7 @@ class Runtime:
         lane.engine.load_adapter(key, path)
         lane.adopt(key, SpawnSpec(path=path), InstanceNeed(name=key, mode="inference"))
         self._served_adapters.add(key)
+        lane.engine.adopt(lane.engine.plan)
 
     def unload_adapter(self, key: str) -> None:
         """Free an adapter that was loaded; its requests end with `UnavailableError` in the next step."""
@@ -291,17 +292,12 @@ class Runtime:
         plan.memory.require()
         lane.engine.backbone.grow_cache(plan.num_blocks)
         lane.add(spawn.name, spawn.spec, spawn.need)
-        self._adopt(lane, plan)
+        lane.engine.adopt(plan)
         return self._spawned(lane, spawn.name)
 
     def _spawned(self, lane: Instances, name: str) -> JsonObject:
         info: JsonObject = msgspec.to_builtins(lane.info(name))
         return {"instance": info, "plan": lane.engine.plan.memory.to_dict(), "base": lane.path}
-
-    def _adopt(self, lane: Instances, plan: Plan) -> None:
-        engine = lane.engine
-        engine.backbone.plan = plan
-        engine.training.reserve(plan.max_batch_size, plan.num_kept, plan.memory.num_whole)
 
     def _poll(self) -> None:
         """Go on with what threads have finished."""
@@ -332,7 +328,7 @@ class Runtime:
             plan = self._ledger.replan(lane, copy)
             plan.memory.require()
             lane.snapshot(instance, name, copy)
-            self._adopt(lane, plan)
+            lane.engine.adopt(plan)
             return self._spawned(lane, name)
         copy = InstanceNeed(name=name, mode="inference", scalar=need.scalar)
         spec = _spec_of_copy(lane, need)

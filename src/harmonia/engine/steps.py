@@ -27,8 +27,6 @@ from harmonia.layers.forward import Forward, PagedAttention
 
 _PROMPT = 256
 """Tokens of a prompt that does nothing but compile kernels."""
-_WARM_UPS = 2
-"""Runs before a capture: kernels are compiled and workspaces allocated in them."""
 
 
 class CachedModel:
@@ -73,6 +71,9 @@ class PlainSteps:
     def prepare(self) -> None:
         """Nothing to do."""
 
+    def prepare_adapters(self) -> None:
+        """Nothing to do."""
+
     def run(self, batch: Batch) -> tuple[StepInputs, Tensor]:
         """The batch's integers, and hidden_TE."""
         inputs = self._inputs.put(batch)
@@ -109,7 +110,7 @@ class GraphedSteps:
         self._captured: dict[_Shape, _Captured] = {}
         self._pool: Any = None
         self._stream: torch.cuda.Stream | None = None
-        self._places = model.backbone.places
+        self._places, self._bank = model.backbone.places, model.backbone.bank.generation
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -118,7 +119,7 @@ class GraphedSteps:
 
     @torch.inference_mode()
     def prepare(self) -> None:
-        """Capture every size, the largest first, so that the others fit into its memory. Adapters wait until used.
+        """Capture every size, the largest first, so that the others fit into its memory.
 
         A prompt of padding compiles what steps take that are no decodes.
         """
@@ -131,6 +132,11 @@ class GraphedSteps:
             )
             inputs.context_lens_S[:1] = _PROMPT
             self._model(inputs, layout, None)
+
+    def prepare_adapters(self) -> None:
+        """Capture every size with adapters, as far as that was not done since the bank last moved."""
+        for size in reversed(self._sizes):
+            self._graph(_Shape(size, adapted=True))
 
     def run(self, batch: Batch) -> tuple[StepInputs, Tensor]:
         """The batch's integers, and hidden_TE. What a graph returns holds until the next step."""
@@ -151,11 +157,19 @@ class GraphedSteps:
         return _Shape(self._sizes[place], bool(batch.segments)) if place < len(self._sizes) else None
 
     def _graph(self, shape: _Shape) -> _Captured:
-        if self._places != self._model.backbone.places:
-            self._captured, self._pool, self._places = {}, None, self._model.backbone.places
+        self._forget_moved()
         if shape not in self._captured:
             self._captured[shape] = self._capture(shape)
         return self._captured[shape]
+
+    def _forget_moved(self) -> None:
+        """Drop graphs that read what stands elsewhere by now."""
+        backbone = self._model.backbone
+        if self._places != backbone.places:
+            self._captured, self._pool, self._places = {}, None, backbone.places
+        if self._bank != backbone.bank.generation:
+            self._captured = {shape: graph for shape, graph in self._captured.items() if not shape.adapted}
+            self._pool, self._bank = self._pool if self._captured else None, backbone.bank.generation
 
     @torch.inference_mode()
     def _capture(self, shape: _Shape) -> _Captured:
@@ -164,11 +178,11 @@ class GraphedSteps:
             self._stream = torch.cuda.Stream(self._device)
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            for _ in range(_WARM_UPS):
-                self._decode(inputs, shape)
+            self._decode(inputs, shape)  # compiles kernels and allocates workspaces, which a capture must not
         torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        # Another thread may load a model meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             hidden_TE = self._decode(inputs, shape)
         self._pool = self._pool or graph.pool()
         return _Captured(graph, hidden_TE)

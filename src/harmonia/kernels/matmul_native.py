@@ -23,16 +23,12 @@ from harmonia.kernels.native_code import (
     add_product_1_row_64_columns_4_lines,
     add_product_4_rows_64_bf16_columns_1_line,
     add_product_4_rows_64_bf16_columns_2_lines,
-    add_product_4_rows_64_columns,
     add_product_4_rows_64_columns_1_line,
     add_product_4_rows_64_columns_2_lines,
     add_product_4_rows_64_columns_4_lines,
     float32,
     float32s,
-    float_of_bits,
     int8s,
-    int16s,
-    int32,
     int64s,
     part,
     prefetch,
@@ -46,8 +42,8 @@ _WEIGHTS_PER_THREAD = 32_768
 _INT8_MAX_TOKENS_IN_PLACE = 96
 _DEQUANTISED_BYTES = 8 << 20  # stays in the cache between being written and being read
 _BLOCK = 64
-_TOKEN_BLOCK = 64  # tokens whose sums of a panel stay in the first-level cache
-_MIN_TOKENS_TO_WIDEN = 32  # from here on a block of a bf16 panel, or of int8 rows, is written out in fp32 once
+_TOKEN_BLOCK = 128  # tokens whose sums of a panel stay in the cache
+_MIN_TOKENS_TO_WIDEN = 32  # from here on rows of int8 are written out in fp32 once
 _ROWS_OF_UNIT = 16  # one cache line of results
 _ROWS_OF_LARGE_UNIT = 64
 _LARGE_UNIT_BYTES = 512 << 10  # of rows in fp32, which many tokens read from the second-level cache
@@ -111,8 +107,7 @@ def _multiply_panels(x_TK: Tensor, panels_XKP: Tensor, bias_N: Tensor | None) ->
     y_TN = x_TK.new_empty(rows, num_panels * PANEL)
     threads = native.threads_for(panels_XKP.numel(), _WEIGHTS_PER_THREAD)
     bias = 0 if bias_N is None else bias_N.data_ptr()
-    wide = torch.empty(threads, _BLOCK * PANEL)
-    addresses = y_TN.data_ptr(), x_TK.data_ptr(), panels_XKP.data_ptr(), bias, wide.data_ptr()
+    addresses = y_TN.data_ptr(), x_TK.data_ptr(), panels_XKP.data_ptr(), bias
     _panel_linear.run(threads, *addresses, rows, num_panels, num_in, panels_XKP.itemsize)
     return y_TN[:num_tokens]
 
@@ -136,16 +131,15 @@ def _multiply_rows(
     return y_TN
 
 
-@kernel("qqqqqqqqq")
+@kernel("qqqqqqqq")
 def _panel_linear(arguments: int, thread: int, num_threads: int) -> None:
     """Blocks of 64 input features of a panel with 4 tokens at a time.
 
     While a block is used the next one is fetched, a part with each 4 tokens: computing and waiting for memory happen at
     the same time, as they do not in oneDNN or with a plain prefetch (fp32, 32 tokens: 22 ms instead of 29 and 26).
     """
-    y, x, panels, bias, wide, num_tokens, num_panels, num_in, item = int64s(arguments, 9)
+    y, x, panels, bias, num_tokens, num_panels, num_in, item = int64s(arguments, 8)
     num_out = num_panels * PANEL
-    wide += 4 * _BLOCK * PANEL * thread
     first, stop = share(num_panels, thread, num_threads)
     for panel in range(first, stop):
         for start in range(0, num_tokens, _TOKEN_BLOCK):
@@ -157,27 +151,8 @@ def _panel_linear(arguments: int, thread: int, num_threads: int) -> None:
                 block, steps = panels + item * PANEL * (panel * num_in + k), min(_BLOCK, num_in - k)
                 if item == 4:
                     _add_block(y_block, x_block + 4 * k, block, tokens, num_out, num_in, steps)
-                elif tokens < _MIN_TOKENS_TO_WIDEN:
-                    _add_bf16_block(y_block, x_block + 4 * k, block, tokens, num_out, num_in, steps)
                 else:
-                    _widen(int16s(block, PANEL * steps), float32s(wide, PANEL * steps))
-                    prefetch(block + 2 * PANEL * _BLOCK, 2 * PANEL * steps)
-                    _add_wide_block(y_block, x_block + 4 * k, wide, tokens, num_out, num_in, steps)
-
-
-@part
-def _widen(narrow: Any, wide: Any) -> None:
-    """bf16, the upper half of an fp32 number, to fp32."""
-    for i in range(len(wide)):
-        wide[i] = float_of_bits(int32(narrow[i]) << int32(16))
-
-
-@part
-def _add_wide_block(y: int, x: int, block: int, num_tokens: int, num_out: int, num_in: int, steps: int) -> None:
-    x_stride, y_stride = 4 * num_in, 4 * num_out
-    for token in range(0, num_tokens, 4):
-        x_rows, y_rows = x + token * x_stride, y + token * y_stride
-        add_product_4_rows_64_columns(x_rows, x_stride, block, 4 * PANEL, y_rows, y_stride, steps, 0)
+                    _add_bf16_block(y_block, x_block + 4 * k, block, tokens, num_out, num_in, steps)
 
 
 @part
