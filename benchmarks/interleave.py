@@ -22,7 +22,6 @@ SERVED, TRAINED = "served", "trained"
 BOUND = 1.2
 SAMPLES_A_STEP = 16
 ARRIVAL_S = 0.5
-WARM_UP_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +43,8 @@ class Job:
     pairs: int
     seed: int
     vocab: int
+    warm_up_s: float = 2.0
+    """On a GPU longer: its driver and libraries load a kernel when it is first used."""
 
 
 @dataclass(kw_only=True)
@@ -85,11 +86,12 @@ class Serving:
         """When each sequence gave its last token; None before its first."""
         self._arrived_s: dict[int, float] = {}
         self._next_s = 0.0
+        self._all_begun = False
         self.is_on = False
 
     def start(self) -> None:
         """Let the sequences begin, each at another place, so that they do not end together."""
-        self.is_on = True
+        self.is_on, self._all_begun = True, False
         self._next_s = time.perf_counter() + ARRIVAL_S
         for index in range(self._job.n):
             self._begin(1 + self._job.num_output * (index + 1) // self._job.n)
@@ -108,9 +110,10 @@ class Serving:
                 seen.ttft_s.append(now - self._arrived_s.pop(output.seq_id))
                 continue
             last_s = self._last_s[output.seq_id]
-            if last_s is not None:
+            if last_s is not None and self._all_begun:  # they do not begin at once in the middle of the work
                 seen.gaps_s.append(now - last_s)
             self._last_s[output.seq_id] = now
+            self._all_begun |= None not in self._last_s.values()
             if output.finish_reason is not None:
                 del self._last_s[output.seq_id]
                 if self.is_on:
@@ -225,7 +228,7 @@ def run(**fields: object) -> list[Record]:
 def measured(job: Job, bench: Bench) -> list[Record]:
     """The same with a runtime at hand."""
     bench.spawn()
-    bench.phase(min(WARM_UP_S, job.seconds), serves=True, trains=True)
+    bench.phase(job.warm_up_s, serves=True, trains=True)
     pairs = []
     for _ in range(job.pairs):
         alone = bench.phase(job.seconds, serves=True, trains=False)

@@ -33,6 +33,7 @@ def interleave_rows(job: Job, rows: Rows, model: str) -> None:
             pairs=2,
             seed=0,
             vocab=400 if job.is_tiny else 150_000,
+            warm_up_s=2.0 if job.is_tiny else 12.0,
         )
         records = {str(record["phase"]): record for record in measured(work, Bench(work, driver))}
         for phase, record in records.items():

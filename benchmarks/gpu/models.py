@@ -117,8 +117,6 @@ def _open(driver: Driver, name: str, spec: SpawnSpec, config: EngineConfig) -> N
     load.waiting.append(PendingSpawn(name, spec, need, answer, lambda share: None))
     runtime._open_lane(load, Instances(engine, base.path))
     answer.result()
-    if not need.trains:
-        engine.prepare()
 
 
 def random_decoder(model: ModelConfig, fmt: WeightFormat) -> Decoder:

@@ -37,7 +37,7 @@ def test_sequences_of_like_lengths_take_cudnn(lengths, heads, size):
     kinds = {"device": "cuda", "dtype": torch.bfloat16}
     qkv_TXD = torch.randn(tokens, heads[0] + 2 * heads[1], size, **kinds, requires_grad=True)
     d_out_THD = torch.randn(tokens, heads[0], size, **kinds)
-    if not cudnn_usable(lengths, 0, qkv_TXD):
+    if not cudnn_usable(lengths, 0, qkv_TXD, qkv_TXD, qkv_TXD):
         pytest.skip("cuDNN is taken on Hopper only")
     out_THD = packed_attention(*qkv_TXD.split(sizes, dim=1), lengths, size**-0.5, 0)
     exact_TXD = qkv_TXD.detach().float().requires_grad_()

@@ -80,6 +80,7 @@ class Engine:
         """Go by a new plan, after instances came or went; what adapters need is made now unless something is served."""
         self.backbone.plan = plan
         self.training.reserve(plan.max_batch_size, plan.num_kept, plan.memory.num_whole)
+        self.training.prepare()
         if self.backbone.num_adapters and not self.has_work:
             self._runner.prepare_adapters()
 

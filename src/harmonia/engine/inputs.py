@@ -90,12 +90,16 @@ class DeviceInputs:
             self._rows[size] = [self._device_I[span] for span in spans[:-1]]
         return StepInputs(*(*self._rows[size], self._device_I[spans[-1]]))
 
-    def padded(self, num_rows: int) -> StepInputs:
-        """Where the inputs of a batch of single tokens stand, holding padding only: what a graph is captured with."""
+    def padded(self, num_tokens: int, num_sequences: int | None = None) -> StepInputs:
+        """Where the inputs of a batch stand, holding padding only: what a graph is captured with.
+
+        Of single tokens, unless the number of sequences is given.
+        """
         spans, start = [], 0
-        for extra in _EXTRAS:
-            spans.append(slice(start, start + num_rows + extra))
-            start = _aligned(start + num_rows + extra)
+        for is_per_token, extra in _LAYOUT:
+            stop = start + (num_tokens if is_per_token or num_sequences is None else num_sequences) + extra
+            spans.append(slice(start, stop))
+            start = _aligned(stop)
         spans.append(slice(start, None))
         inputs = StepInputs(*(self._device_I[span] for span in spans))
         self._device_I.zero_()
@@ -143,8 +147,8 @@ def _fields(batch: Batch) -> tuple[_Field, ...]:
     )
 
 
-_EXTRAS = (0, 0, 0, 0, 0, 0, 1, 0, 0, 0)
-"""Of each field that has an entry for each row."""
+_LAYOUT = (*((True, 0),) * 5, (False, 0), (False, 1), *((False, 0),) * 3)
+"""Of each field but the last: whether it has an entry for each token, else for each sequence, and how many beyond."""
 
 
 def _aligned(size: int) -> int:

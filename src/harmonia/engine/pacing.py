@@ -21,9 +21,12 @@ from harmonia.train.microbatch import Slice
 
 _FORGET = 0.5
 """Weight of the past in the estimate of a slice's duration."""
-_AHEAD_S = 0.03
+_AHEAD_S = 0.015
 _FEW_TOKENS = 64
 """Slices of fewer take as long."""
+_OUTLIER = 4.0
+"""A slice counts for at most so many times what was expected: beyond that something was compiled or allocated, which
+says nothing about the next one."""
 
 
 @dataclass(slots=True)
@@ -46,8 +49,10 @@ class Pacer:
         self._credit_s = 0.0
         self._earned_s = 0.0
         self._per_token_s: dict[str, float] = {}
-        self._slowest_s = 0.0
-        """Per token, of the kinds that grow with tokens."""
+        self._seen: set[str] = set()
+        """Kinds that ran. The first time says nothing about the next: it compiles, allocates, and chooses."""
+        self._growing: set[str] = set()
+        """Kinds that take longer with more tokens."""
         self._served_s = 0.0
         """When the last step ended, if it served something."""
         self._queued: deque[_Queued] = deque()
@@ -55,8 +60,11 @@ class Pacer:
         """Of slices beside serving that the time of no serving step was shortened by yet."""
 
     def expected(self, piece: Slice) -> float:
-        """What it will take, by what the last ones of its kind took; of an unknown kind, what is slowest so far."""
-        return max(_FEW_TOKENS, piece.num_tokens) * self._per_token_s.get(piece.kind, self._slowest_s)
+        """What it will take, by what the last ones of its kind took; of an unknown kind, by the slowest kind."""
+        rate = self._per_token_s.get(piece.kind)
+        if rate is None:
+            rate = max((self._per_token_s[kind] for kind in self._growing), default=0.0)
+        return max(_FEW_TOKENS, piece.num_tokens) * rate
 
     def may_train(self, piece: Slice) -> bool:
         """Serving has left enough time for this slice."""
@@ -82,10 +90,11 @@ class Pacer:
     def run(self, run_slice: Callable[[], None], piece: Slice, device: torch.device, *, beside_serving: bool) -> None:
         """Run a slice, or queue it once there is little before it."""
         if device.type != "cuda":
-            started = time.perf_counter()
+            started, expected_s = time.perf_counter(), self.expected(piece)
             run_slice()
             seconds = time.perf_counter() - started
-            self._charge(seconds if beside_serving else 0.0)
+            if beside_serving:
+                self._charge(seconds, _counted(seconds, expected_s))
             self._learn(piece, seconds)
             return
         self._collect()
@@ -98,24 +107,37 @@ class Pacer:
         run_slice()
         queued.ended.record()
         self._queued.append(queued)
-        self._charge(queued.expected_s if beside_serving else 0.0)
+        if beside_serving:
+            self._charge(queued.expected_s, queued.expected_s)
 
     def _collect(self) -> None:
         """Take note of what is done."""
         while self._queued and self._queued[0].ended.query():
             done = self._queued.popleft()
             seconds = done.began.elapsed_time(done.ended) / 1000
-            self._charge(seconds - done.expected_s if done.beside_serving else 0.0)
+            if done.beside_serving:
+                expected_s = done.expected_s
+                self._charge(seconds - expected_s, _counted(seconds, expected_s) - expected_s)
             self._learn(done.slice, seconds)
 
-    def _charge(self, seconds: float) -> None:
+    def _charge(self, seconds: float, counted_s: float) -> None:
         """A slice took so much of the time between two serving steps, or so much more than was expected."""
-        self._credit_s -= seconds
+        self._credit_s -= counted_s
         self._owed_s = max(0.0, self._owed_s + seconds)
 
     def _learn(self, piece: Slice, seconds: float) -> None:
+        if piece.kind not in self._seen:
+            self._seen.add(piece.kind)
+            return
         rate = seconds / max(_FEW_TOKENS, piece.num_tokens)
-        rate += _FORGET * (self._per_token_s.get(piece.kind, rate) - rate)
+        known = self._per_token_s.get(piece.kind, rate)
+        if rate > known / _OUTLIER:  # else what is known was an outlier
+            rate = known + (1 - _FORGET) * (min(rate, _OUTLIER * known) - known)
         self._per_token_s[piece.kind] = rate
         if piece.num_tokens > 1:
-            self._slowest_s = max(self._slowest_s, rate)
+            self._growing.add(piece.kind)
+
+
+def _counted(seconds: float, expected_s: float) -> float:
+    """What a slice is charged: nothing while nothing is known."""
+    return min(seconds, _OUTLIER * expected_s)

@@ -21,6 +21,7 @@ from harmonia.engine.inputs import StepInputs, fetch, send
 from harmonia.engine.requests import TokenScore, TopLogprob, unpack_ids
 from harmonia.engine.sampler import Sampler
 from harmonia.engine.steps import CachedModel, GraphedSteps, PlainSteps
+from harmonia.kernels.compiling import compile_together
 from harmonia.kernels.feed import remember
 from harmonia.kernels.logprobs import token_logprobs, top_logprobs
 from harmonia.kernels.sample import SamplingTensors, sample
@@ -109,11 +110,16 @@ class Runner:
     def prepare(self) -> None:
         """Compile and capture now what would otherwise delay the first requests."""
         self._steps.prepare()
-        for size in self._steps.sizes:
-            hidden_RE = torch.zeros(
-                size, self.decoder.config.hidden_size, dtype=self.decoder.fmt.dtype, device=self._device
-            )
-            sample(self.decoder.logits(hidden_RE), SamplingTensors())
+        compile_together(self._draw, self._device)
+        self._draw()
+
+    def _draw(self) -> None:
+        """From hidden states of zeros, as many as each graph gives."""
+        size, fmt = self.decoder.config.hidden_size, self.decoder.fmt
+        for num_rows in self._steps.sizes:
+            hidden_RE = torch.zeros(num_rows, size, dtype=fmt.dtype, device=self._device)
+            ids_R = sample(self.decoder.logits(hidden_RE), SamplingTensors())
+            remember(self._model.last_ids, torch.zeros_like(ids_R, dtype=torch.int32), ids_R)
 
     def prepare_adapters(self) -> None:
         """The same for steps with adapters."""

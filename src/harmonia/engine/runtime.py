@@ -33,6 +33,7 @@ from harmonia.engine.requests import (
 )
 from harmonia.engine.stats import EngineStats
 from harmonia.errors import InvalidRequestError
+from harmonia.kernels.packed_attention_cuda import planning
 from harmonia.models.source import open_model
 from harmonia.protocol.base import JsonObject
 from harmonia.protocol.instances import SpawnSpec
@@ -109,7 +110,9 @@ class Runtime:
                 self._next_lane = turn
                 if beside_serving and not self._pacer.may_train(piece):
                     return False
-                self._pacer.run(engine.training.run_slice, piece, engine.backbone.device, beside_serving=beside_serving)
+                run, device = engine.training.run_slice, engine.backbone.device
+                with planning(allowed=not beside_serving):
+                    self._pacer.run(run, piece, device, beside_serving=beside_serving)
                 self._next_lane = turn + 1
                 return True
         return False
@@ -308,6 +311,8 @@ class Runtime:
                 self._open_lane(load, Instances(Engine(backbone), load.key.path))
 
     def _open_lane(self, load: Load, lane: Instances) -> None:
+        if not any(other.engine.has_work for other in self._lanes):  # what is served must not wait for it
+            lane.engine.prepare()
         self._lanes.add(lane, load.key if load.is_shared else None)
         for spawn in load.waiting:
             try:

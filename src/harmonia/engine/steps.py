@@ -20,13 +20,15 @@ from harmonia.engine.batch import Batch
 from harmonia.engine.graph_plan import captures, graph_sizes
 from harmonia.engine.inputs import DeviceInputs, HostInputs, StepInputs
 from harmonia.kernels import gpu
+from harmonia.kernels.compiling import compile_together
 from harmonia.kernels.feed import fed_ids
 from harmonia.kernels.lora import LoraBatch
 from harmonia.kernels.pages import PagedLayout
 from harmonia.layers.forward import Forward, PagedAttention
 
-_PROMPT = 256
-"""Tokens of a prompt that does nothing but compile kernels."""
+_PROMPTS = (48, 320, 2040)
+"""Tokens of prompts that do nothing but compile kernels: others take few, more and many of them. Without places in the
+cache, which cuDNN reads from 2048 on."""
 
 
 class CachedModel:
@@ -37,11 +39,12 @@ class CachedModel:
         self.decoder = backbone.decoder
         self.last_ids = torch.zeros(backbone.plan.scheduler.max_running, dtype=torch.int64, device=backbone.device)
 
-    def __call__(self, inputs: StepInputs, layout: PagedLayout, adapters: LoraBatch | None) -> Tensor:
-        """Final-norm hidden states of every token: hidden_TE."""
-        token_ids_T = fed_ids(inputs.token_ids_T, inputs.fed_slots_T, self.last_ids)
-        attention = PagedAttention(self.backbone.caches, layout)
-        return self.decoder(token_ids_T, Forward(inputs.positions_T, attention, adapters))
+    def __call__(
+        self, inputs: StepInputs, layout: PagedLayout, adapters: LoraBatch | None, *, fed: bool = True
+    ) -> Tensor:
+        """Final-norm hidden states of every token: hidden_TE. `fed`: some ids are those that the last step sampled."""
+        ids_T = fed_ids(inputs.token_ids_T, inputs.fed_slots_T, self.last_ids) if fed else inputs.token_ids_T.long()
+        return self.decoder(ids_T, Forward(inputs.positions_T, PagedAttention(self.backbone.caches, layout), adapters))
 
     def layout(self, inputs: StepInputs, batch: Batch | None, num_decodes: int) -> PagedLayout:
         """Where the tokens stand in the cache; without a batch, lengths are known to the device only."""
@@ -103,6 +106,7 @@ class GraphedSteps:
         assert scheduler.max_batch_tokens is not None, "the plan resolves it"
         self._model = model
         self._device = model.backbone.device
+        self._longest = min(scheduler.max_batch_tokens, plan.max_seq_len)
         max_blocks = -(-plan.max_seq_len // config.cache.block_size)
         self._inputs = DeviceInputs(scheduler.max_batch_tokens, scheduler.max_running, max_blocks, self._device)
         capturable = captures(model.decoder.config, config, self._device.type) and gpu.has_triton()
@@ -117,26 +121,31 @@ class GraphedSteps:
         """Batch sizes that graphs are captured for."""
         return tuple(self._sizes)
 
-    @torch.inference_mode()
     def prepare(self) -> None:
-        """Capture every size, the largest first, so that the others fit into its memory.
-
-        A prompt of padding compiles what steps take that are no decodes.
-        """
-        for size in reversed(self._sizes):
-            self._graph(_Shape(size, adapted=False))
-        if self._sizes:
-            inputs = self._inputs.padded(_PROMPT)
-            layout = replace(
-                self._model.layout(inputs, None, 0), query_lens=(_PROMPT,), context_lens=(_PROMPT,), num_decodes=0
-            )
-            inputs.context_lens_S[:1] = _PROMPT
-            self._model(inputs, layout, None)
+        """Compile what steps take, then capture every size: the largest first, for the others fit into its memory."""
+        self._prepare(adapted=False)
 
     def prepare_adapters(self) -> None:
-        """Capture every size with adapters, as far as that was not done since the bank last moved."""
-        for size in reversed(self._sizes):
-            self._graph(_Shape(size, adapted=True))
+        """The same with adapters, as far as that was not done since the bank last moved."""
+        self._prepare(adapted=True)
+
+    @torch.inference_mode()
+    def _prepare(self, *, adapted: bool) -> None:
+        self._forget_moved()
+        shapes = [_Shape(size, adapted) for size in reversed(self._sizes)]
+        shapes = [shape for shape in shapes if shape not in self._captured]
+        if not shapes:
+            return
+
+        def launch() -> None:
+            for shape in shapes:
+                self._decode(self._inputs.padded(shape.num_rows), shape, fed=False)
+            self._run_prompts(adapted=adapted)
+
+        compile_together(launch, self._device)
+        for shape in shapes:
+            self._graph(shape)
+        self._run_prompts(adapted=adapted)
 
     def run(self, batch: Batch) -> tuple[StepInputs, Tensor]:
         """The batch's integers, and hidden_TE. What a graph returns holds until the next step."""
@@ -178,7 +187,7 @@ class GraphedSteps:
             self._stream = torch.cuda.Stream(self._device)
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            self._decode(inputs, shape)  # compiles kernels and allocates workspaces, which a capture must not
+            self._decode(inputs, shape)  # allocates workspaces, which a capture must not
         torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         # Another thread may load a model meanwhile.
@@ -187,6 +196,21 @@ class GraphedSteps:
         self._pool = self._pool or graph.pool()
         return _Captured(graph, hidden_TE)
 
-    def _decode(self, inputs: StepInputs, shape: _Shape) -> Tensor:
-        adapters = LoraBatch((), inputs.adapter_slots_T) if shape.adapted else None
-        return self._model(inputs, self._model.layout(inputs, None, shape.num_rows), adapters)
+    def _decode(self, inputs: StepInputs, shape: _Shape, *, fed: bool = True) -> Tensor:
+        layout = self._model.layout(inputs, None, shape.num_rows)  # anew: it holds what the model derives from it
+        return self._model(inputs, layout, _adapters(inputs, adapted=shape.adapted), fed=fed)
+
+    def _run_prompts(self, *, adapted: bool) -> None:
+        """Prompts of padding, for what steps take that are no decodes."""
+        for size in sorted({min(size, self._longest) for size in _PROMPTS}):
+            inputs = self._inputs.padded(size, 1)
+            inputs.context_lens_S.fill_(size)
+            inputs.query_starts_S1[1] = size
+            layout = self._model.layout(inputs, None, 0)
+            layout = replace(layout, query_lens=(size,), context_lens=(size,), num_decodes=0)
+            self._model(inputs, layout, _adapters(inputs, adapted=adapted), fed=False)
+
+
+def _adapters(inputs: StepInputs, *, adapted: bool) -> LoraBatch | None:
+    """Whose adapters the tokens use only the device knows."""
+    return LoraBatch((), inputs.adapter_slots_T) if adapted else None

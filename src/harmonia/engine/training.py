@@ -10,14 +10,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
+import numpy as np
 from torch import Tensor
 
 from harmonia.engine.requests import Answer, as_harmonia_error
 from harmonia.errors import HarmoniaError, SequenceTooLongError, UnavailableError
+from harmonia.kernels.compiling import compile_together
 from harmonia.models.decoder import Decoder
 from harmonia.protocol.base import JsonObject
-from harmonia.protocol.losses import Dpo, Loss, Ranking
+from harmonia.protocol.losses import Dpo, LanguageModelling, Loss, Mse, Ranking
 from harmonia.train.losses import Evaluable, check, pair_tangents
 from harmonia.train.microbatch import Item, MicroBatch, Slice
 from harmonia.train.samples import Sample
@@ -139,6 +142,8 @@ class Training:
         self._upcoming = _BEGIN
         """What `_running` does next."""
         self._batch: list[tuple[Trainer, Call]] = []
+        self._new: list[Trainer] = []
+        """Those that nothing was compiled for yet."""
         self.trainers: dict[str, Trainer] = {}
         self.max_tokens = 0
         """Tokens of a micro-batch: the largest `max_batch_size`, for which activations are reserved."""
@@ -156,6 +161,26 @@ class Training:
     def add(self, trainer: Trainer) -> None:
         """Begin to train an instance."""
         self.trainers[trainer.name] = trainer
+        self._new.append(trainer)
+
+    def prepare(self) -> None:
+        """On a GPU, do now what the first step of new trainers would wait for, and serving with it."""
+        device = self._decoder.fmt.device
+        new, self._new = self._new, []
+        if device.type == "cuda" and not self.has_work:  # memory is planned for one micro-batch
+            for trainer in new:
+                rehearse = partial(self._rehearse, trainer.weights, trainer.max_batch_size)
+                compile_together(rehearse, device)
+                rehearse()
+
+    def _rehearse(self, weights: TrainedWeights, max_tokens: int) -> None:
+        """A micro-batch of a longest sample, and a step that moves nothing."""
+        item = _longest_item(weights, min(max_tokens, self._decoder.config.max_seq_len))
+        for _ in MicroBatch(self._decoder, [item], num_kept=self.num_kept, num_whole=self.num_whole).run():
+            pass
+        weights.parameters.drop_gradient()
+        weights.step(lr=0.0, wd=0.0, max_grad_norm=1.0, num_samples=1)
+        weights.parameters.num_steps = 0
 
     def remove(self, name: str) -> None:
         """Stop training an instance; what waits for it fails."""
@@ -307,6 +332,20 @@ class Training:
             self._again.extend((trainer, call, side) for side in (0, 1))
 
         self._running = read()
+
+
+def _longest_item(weights: TrainedWeights, num_tokens: int) -> Item:
+    """One sample of so many tokens, whose loss nobody hears of."""
+    ids = np.zeros(max(2, num_tokens), dtype=np.int64)
+    if weights.head is not None:
+        return Item((Sample.last_token(ids),), Mse(target=0.0), weights.slot, weights.head, _ignore)
+    weights_T = np.ones(len(ids))
+    weights_T[0] = 0  # no state predicts the first token
+    return Item((Sample.from_weighted(ids, weights_T),), LanguageModelling(), weights.slot, None, _ignore)
+
+
+def _ignore(_loss: Tensor, _values: tuple[Tensor, ...]) -> None:
+    """Of what is run for its kernels only."""
 
 
 def _obey(barrier: Barrier) -> None:

@@ -42,7 +42,7 @@ def paged_attention_triton(
     out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
     if not layout.invariant:
         decode_attention(q_THD, k_NPGD, v_NPGD, layout, scale, window, out_THD=out_THD)
-        if _has_long_prompts_only(layout) and cudnn_usable(_prompts(layout), window, q_THD, k_NPGD):
+        if _has_long_prompts_only(layout) and cudnn_usable(_prompts(layout), window, q_THD, k_NPGD[0], v_NPGD[0]):
             own_T, decodes = layout.slots_T[layout.num_decodes :], layout.num_decodes
             k_TGD, v_TGD = (x_NPGD.flatten(0, 1).index_select(0, own_T) for x_NPGD in (k_NPGD, v_NPGD))
             prompts_THD, _ = packed_attention_cudnn(q_THD[decodes:], k_TGD, v_TGD, _prompts(layout), scale)

@@ -9,25 +9,22 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 _MOST_IN_PROGRAM = 1 << 13
 _LARGEST = tl.constexpr(448.0)
 _LEAST = tl.constexpr(1e-12)
 
 
-def quantise_tokens(x_TK: Tensor, columns: int, num_steps: int, *, overlap: bool = False) -> tuple[Tensor, Tensor]:
+def quantise_tokens(x_TK: Tensor, columns: int, num_steps: int) -> tuple[Tensor, Tensor]:
     """(e4m3 values_TK, fp32 scale_TB) as `fp8_weight.quantise`; so many features of a token share a scale."""
     num_tokens, num_in = x_TK.shape
     values_TK = torch.empty(num_tokens, num_in, dtype=torch.float8_e4m3fn, device=x_TK.device)
     scale_TB = torch.empty(num_tokens, triton.cdiv(num_in, columns), dtype=torch.float32, device=x_TK.device)
-    quantise_into(x_TK, values_TK, scale_TB, columns, num_steps, overlap=overlap)
+    quantise_into(x_TK, values_TK, scale_TB, columns, num_steps)
     return values_TK, scale_TB
 
 
-def quantise_into(
-    x_TK: Tensor, values_TK: Tensor, scale_TB: Tensor, columns: int, num_steps: int, *, overlap: bool = False
-) -> None:
+def quantise_into(x_TK: Tensor, values_TK: Tensor, scale_TB: Tensor, columns: int, num_steps: int) -> None:
     """Write what `quantise_tokens` returns; of tokens or rows of a weight. Values of a wider type are not rounded."""
     num_tokens, num_in = x_TK.shape
     if x_TK.numel() == 0:
@@ -38,9 +35,8 @@ def quantise_into(
     height = min(triton.next_power_of_2(num_scales), max(1, _MOST_IN_PROGRAM // width))
     _quantise[(num_tokens, triton.cdiv(num_scales, height))](
         *(x_TK, values_TK, scale_TB, num_in, num_scales, columns, x_TK.stride(0)),
-        *(height, width, num_steps, 2 ** (1 / num_steps), 2 ** (-1 / num_steps), 2 ** (4 / num_steps), overlap),
+        *(height, width, num_steps, 2 ** (1 / num_steps), 2 ** (-1 / num_steps), 2 ** (4 / num_steps)),
         num_warps=min(16, max(1, height * width // 512)),
-        launch_pdl=overlap,
     )
 
 
@@ -59,12 +55,8 @@ def _quantise(
     RATIO: tl.constexpr,
     INVERSE_RATIO: tl.constexpr,
     ERROR_RATIO: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):
     """Some scales of one token, a row of the tile each."""
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * HEIGHT + tl.arange(0, HEIGHT)
     in_group = tl.arange(0, WIDTH)

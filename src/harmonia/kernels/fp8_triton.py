@@ -12,7 +12,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from harmonia.kernels.arrivals import MAX_TILES, arrival_counts
 from harmonia.kernels.fp8_weight import Fp8Weight
@@ -31,7 +30,6 @@ def product(
     *,
     dtype: torch.dtype,
     gate: str = "",
-    overlap: bool = False,
 ) -> Tensor:
     """x W^T + b of quantised activations; with `gate` activation(gate) * up of the two halves of its features.
 
@@ -57,10 +55,9 @@ def product(
         *(values_TK, scale_TB, weight.weight_NK, weight.scale_GB, bias_N, y_TN, sums, arrived),
         *(num_tokens, num_out, num_in, scale_TB.shape[1], part_size, y_TN.stride(0)),
         *(choice.block_t, choice.block_n, choice.block_k, num_parts, spread, choice.swap),
-        *(num_in % choice.block_k == 0, 0 if weight.is_per_channel else weight.tile.rows, gate, overlap),
+        *(num_in % choice.block_k == 0, 0 if weight.is_per_channel else weight.tile.rows, gate),
         num_warps=choice.warps,
         num_stages=choice.stages,
-        launch_pdl=overlap,
     )
     return y_TN
 
@@ -74,7 +71,6 @@ def row_product(
     *,
     dtype: torch.dtype,
     gate: str = "",
-    overlap: bool = False,
 ) -> Tensor:
     """The same for very few tokens, without tensor cores; of a weight with one scale per output feature."""
     num_tokens, num_in = values_TK.shape
@@ -87,10 +83,9 @@ def row_product(
     _row_product[(triton.cdiv(num_out, block_n), num_tokens)](
         *(values_TK, scale_T1, weight.weight_NK, weight.scale_GB, bias_N, y_TN),
         *(num_out, num_in, y_TN.stride(0)),
-        *(block_n, choice.block_k, num_in % choice.block_k == 0, gate, overlap),
+        *(block_n, choice.block_k, num_in % choice.block_k == 0, gate),
         num_warps=choice.warps,
         num_stages=choice.stages,
-        launch_pdl=overlap,
     )
     return y_TN
 
@@ -108,7 +103,7 @@ def dequantised_columns(weight: Fp8Weight, start: int, stop: int, dtype: torch.d
     return weight_NM
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _product(
     x_ptr,
     x_scale_ptr,
@@ -133,7 +128,6 @@ def _product(
     EVEN: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     GATE: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):
     tiles_t = tl.cdiv(num_tokens, BLOCK_T)
     tiles_n = tl.cdiv(num_out, BLOCK_N)
@@ -149,9 +143,6 @@ def _product(
     weight_ptr += n.to(tl.int64)[:, None] * num_in
     x_scale_ptr += t.to(tl.int64) * num_scales
     weight_scale_ptr += n if TILE_ROWS == 0 else n // TILE_ROWS * num_scales
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
     if SPREAD:
         first = tl.program_id(1) * part_size
         last = tl.minimum(first + part_size, num_in)
@@ -276,12 +267,8 @@ def _row_product(
     BLOCK_K: tl.constexpr,
     EVEN: tl.constexpr,
     GATE: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):
     """One token times some rows of the weight, without tensor cores."""
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     n = _features(column, num_out, GATE)
     token = tl.program_id(1).to(tl.int64)

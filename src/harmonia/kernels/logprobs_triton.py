@@ -64,7 +64,7 @@ def _blocking(size: int) -> tuple[int, int]:
     return block, max(1, min(8, block // 256))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["ids", "log_sums", "logprobs"])
 def _log_sum_rows(logits, ids, log_sums, logprobs, stride, size, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
@@ -104,7 +104,7 @@ def _entropy_rows(logits, log_sums, entropies, stride, size, BLOCK: tl.constexpr
     tl.store(entropies + row, tl.sum(total, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["ids", "log_sums", "dlogprobs"])
 def _gradient_rows(
     logits, ids, log_sums, dlogprobs, dlogits, stride, dstride, size, inverse_cap, CAPPED: tl.constexpr,
     BLOCK: tl.constexpr,

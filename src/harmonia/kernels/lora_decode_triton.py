@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from harmonia.kernels import gpu
 from harmonia.kernels.lora_layout import LoraArena, LoraRuns, LoraTable
 from harmonia.kernels.lora_triton import alignment, part_arguments, place_of_tile
 
@@ -60,11 +61,12 @@ def add_low_rank(y_TN: Tensor, x_TK: Tensor, arena: LoraArena, runs: LoraRuns, c
 def choice_of(x_TK: Tensor, arena: LoraArena) -> Choice:
     """From the shape of the layer; the best of four on an H100 for 8, 64 and 256 tokens of Qwen3-8B's shapes."""
     num_in = x_TK.shape[1]
+    overlap = x_TK.is_cuda and gpu.is_hopper(x_TK.device)
     if x_TK.dtype.itemsize > 2:
-        return Choice(chunk=256, groups=4, block_n=64, warps=4, overlap=x_TK.is_cuda)
+        return Choice(chunk=256, groups=4, block_n=64, warps=4, overlap=overlap)
     chunk = 512 if num_in <= 6144 else 1024
     block_n = 128 if sum(arena.sizes) <= 8192 else 256
-    return Choice(chunk, 4, block_n, 4, x_TK.is_cuda)
+    return Choice(chunk, 4, block_n, 4, overlap)
 
 
 def shrink(x_TK: Tensor, arena: LoraArena, runs: LoraRuns, choice: Choice) -> Tensor:
@@ -102,7 +104,7 @@ def expand(y_TN: Tensor, sums_CPVTW: Tensor, arena: LoraArena, runs: LoraRuns, c
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "programs"])
 def _plan(slots_ptr, ranges_ptr, tiles_ptr, num_tokens, programs, BLOCK_T: tl.constexpr):
     t = tl.arange(0, BLOCK_T)
     slot = tl.load(slots_ptr + t, t < num_tokens, -1)

@@ -156,7 +156,7 @@ def _sum_runs(parts: Tensor, items: GradItems) -> Tensor:
     return sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"], do_not_specialize_on_alignment=["items_ptr"])
 def _grad_low_kernel(
     dy_ptr,
     low_ptr,
@@ -217,7 +217,7 @@ def _grad_low_kernel(
         tl.store(db_ptr, total * scale[:, None], mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def _add_tiles(
     down_ptr,
     dlow_ptr,
@@ -250,7 +250,7 @@ def _add_tiles(
     tl.store(dlow_ptr + out, total.to(dlow_ptr.dtype.element_ty), place < size)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_item"], do_not_specialize_on_alignment=["items_ptr"])
 def _grad_inputs_kernel(
     x_ptr,
     dx_ptr,
@@ -303,7 +303,7 @@ def _grad_inputs_kernel(
         tl.store(da_ptr + place, total, (part < PARTS)[:, None] & (k < num_in)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["runs_ptr"])
 def _sum_runs_kernel(parts_ptr, sums_ptr, runs_ptr, size, BLOCK: tl.constexpr):
     tile = tl.program_id(1)
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -144,7 +144,7 @@ def alignment(arena: LoraArena) -> int:
     return math.gcd(16, *arena.starts, *arena.sizes)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _plan(
     slots_ptr,
     ranges_ptr,
@@ -175,7 +175,7 @@ def _plan(
         tl.store(tile_ptr + 3, slot * 0 + index * WIDTH, index < count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _shrink(
     x_ptr,
     a_ptr,
@@ -270,7 +270,7 @@ def _added_chunks(sums_ptr, mask, num_tokens, columns, CHUNKS: tl.constexpr, PAR
     return low
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _expand(
     y_ptr,
     sums_ptr,

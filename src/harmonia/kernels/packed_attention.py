@@ -132,7 +132,7 @@ def _backward(
     if impl == "native" or (impl == "auto" and _fits(q_THD, k_TGD, v_TGD, d_out_THD)):
         return packed_attention_backward_native(q_THD, k_TGD, v_TGD, out_THD, lse_HT, d_out_THD, lengths, scale, window)
     if impl != "eager" and flash_usable(q_THD, k_TGD, v_TGD):
-        if cudnn_usable(lengths, window, q_THD, k_TGD, v_TGD):
+        if cudnn_usable(lengths, window, q_THD, k_TGD, v_TGD, backward=True):
             return packed_attention_backward_cudnn(q_THD, k_TGD, v_TGD, out_THD, lse_HT, d_out_THD, lengths, scale)
         return packed_attention_backward_flash(q_THD, k_TGD, v_TGD, out_THD, lse_HT, d_out_THD, lengths, scale, window)
     return _backward_eager(q_THD, k_TGD, v_TGD, out_THD, lse_HT, d_out_THD, lengths, scale, window)

@@ -2,7 +2,8 @@
 
 Flash attention takes sequences of any lengths. cuDNN's is about 1.6 times as fast on an H100, but torch plans it anew
 in each call (about 40 ms) unless all sequences are equally long; so they are filled up with zeros where that adds
-little. Zeros after the end of a sequence are seen by none of its tokens, and their own gradient is zero.
+little. Beside serving, which would wait for it, nothing is planned: what has no plan yet takes flash attention.
+Zeros after the end of a sequence are seen by none of its tokens, and their own gradient is zero.
 
 Shapes: T tokens of the pack, S sequences, L tokens of the longest one, rounded up, H query heads, G key/value heads,
 D head size, X heads of either kind.
@@ -10,6 +11,9 @@ D head size, X heads of either kind.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +28,18 @@ _MAX_CUDNN_HEAD_SIZE = 128
 _CUDNN_LENGTHS = 512  # they are rounded up to multiples of this unless all are equal: a plan is kept for each
 _CUDNN_GAIN = 1.25  # so much more work is done sooner there
 _NO_DROPOUT = 0.0
+_MAY_PLAN = ContextVar("harmonia_may_plan_attention", default=True)
+_PLANNED: set[tuple[object, ...]] = set()
+
+
+@contextmanager
+def planning(allowed: bool) -> Iterator[None]:
+    """Whether what runs inside may have cuDNN plan for shapes that are new."""
+    token = _MAY_PLAN.set(allowed)
+    try:
+        yield
+    finally:
+        _MAY_PLAN.reset(token)
 
 
 def flash_usable(*tensors: Tensor) -> bool:
@@ -66,12 +82,23 @@ def packed_attention_backward_flash(
     return d_q_THD, d_k_TGD, d_v_TGD
 
 
-def cudnn_usable(lengths: tuple[int, ...], window: int, *tensors: Tensor) -> bool:
-    """Whether cuDNN takes them, and is likely to be faster than flash attention."""
+def cudnn_usable(
+    lengths: tuple[int, ...], window: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, *, backward: bool = False
+) -> bool:
+    """Whether cuDNN takes them, is likely to be faster than flash attention, and has a plan or may make one."""
     length = _length(lengths)
     if window != NO_WINDOW or len(lengths) * length**2 > _CUDNN_GAIN * sum(n * n for n in lengths):
         return False
-    return tensors[0].shape[2] <= _MAX_CUDNN_HEAD_SIZE and flash_usable(*tensors) and gpu.is_hopper(tensors[0].device)
+    if (
+        q_THD.shape[2] > _MAX_CUDNN_HEAD_SIZE
+        or not flash_usable(q_THD, k_TGD, v_TGD)
+        or not gpu.is_hopper(q_THD.device)
+    ):
+        return False
+    plan = backward, len(lengths), length, q_THD.shape[1:], k_TGD.shape[1:], q_THD.dtype, q_THD.device
+    if _MAY_PLAN.get():
+        _PLANNED.add(plan)
+    return plan in _PLANNED
 
 
 def packed_attention_cudnn(

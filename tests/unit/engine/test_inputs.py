@@ -71,6 +71,15 @@ def test_a_graph_finds_batches_where_it_was_captured_and_padding_behind_them() -
     assert captured.blocks_B[: len(DECODES.blocks_B)].tolist() == DECODES.blocks_B.tolist()
 
 
+@pytest.mark.parametrize(("num_tokens", "num_sequences"), [(MAX_RUNNING, None), (32, 1), (32, MAX_RUNNING)])
+def test_padding_of_any_batch_fits(num_tokens: int, num_sequences: int | None) -> None:
+    inputs = device_inputs().padded(num_tokens, num_sequences)
+    num_rows = num_sequences or num_tokens
+    assert {len(getattr(inputs, name)) for name in FIELDS[:5]} == {num_tokens}
+    assert [len(getattr(inputs, name)) for name in FIELDS[5:-1]] == [num_rows, num_rows + 1, *[num_rows] * 3]
+    assert len(inputs.blocks_B) >= num_rows * MAX_BLOCKS
+
+
 def test_a_copy_on_its_way_is_not_overwritten_by_the_next_two() -> None:
     source = device_inputs()
     stages = {stage.data_ptr() for stage in source._stages}

@@ -38,11 +38,17 @@ def train(pacer: Pacer, clock: Clock, piece: Slice, seconds: float, *, beside_se
     pacer.run(run, piece, CPU, beside_serving=beside_serving)
 
 
+def teach(pacer: Pacer, clock: Clock, piece: Slice, seconds: float) -> None:
+    """The first time says nothing."""
+    for _ in range(2):
+        train(pacer, clock, piece, seconds, beside_serving=False)
+
+
 def test_slices_take_their_share_beside_serving(clock: Clock) -> None:
     pacer, trained_s, steps = Pacer(0.2), 0.0, 2000
     pieces = [Slice(kind, 1024) for kind in KINDS for _ in range(5)]
     for piece in pieces:  # what each takes is learned while nothing is served
-        train(pacer, clock, piece, KINDS[piece.kind], beside_serving=False)
+        teach(pacer, clock, piece, KINDS[piece.kind])
     done, since = 0, clock.now
     for _ in range(steps):
         clock.now += STEP_S
@@ -59,7 +65,7 @@ def test_slices_take_their_share_beside_serving(clock: Clock) -> None:
 def test_a_dear_slice_after_cheap_ones_waits_for_its_own_time(clock: Clock) -> None:
     pacer = Pacer(0.2)
     for kind, seconds in KINDS.items():
-        train(pacer, clock, Slice(kind, 1024), seconds, beside_serving=False)
+        teach(pacer, clock, Slice(kind, 1024), seconds)
     pacer.served(0.04)
     assert pacer.may_train(Slice("forward", 1024))
     assert not pacer.may_train(Slice("head", 1024))
@@ -72,7 +78,7 @@ def test_a_dear_slice_after_cheap_ones_waits_for_its_own_time(clock: Clock) -> N
 
 def test_what_was_not_used_is_not_saved_up(clock: Clock) -> None:
     pacer, piece = Pacer(0.2), Slice("forward", 1024)
-    train(pacer, clock, piece, 0.004, beside_serving=False)
+    teach(pacer, clock, piece, 0.004)
     for _ in range(100):
         pacer.served(STEP_S)
     ran = 0
@@ -84,9 +90,26 @@ def test_what_was_not_used_is_not_saved_up(clock: Clock) -> None:
 
 def test_commands_do_not_make_slices_look_slow(clock: Clock) -> None:
     pacer = Pacer(0.2)
-    train(pacer, clock, Slice("command", 1), 0.5, beside_serving=False)
-    train(pacer, clock, Slice("forward", 1024), 0.004, beside_serving=False)
+    teach(pacer, clock, Slice("command", 1), 0.5)
+    teach(pacer, clock, Slice("forward", 1024), 0.004)
     assert pacer.expected(Slice("head", 1024)) == pytest.approx(0.004)
+
+
+def test_a_slice_that_compiles_does_not_stop_training_beside_serving(clock: Clock) -> None:
+    pacer, ran = Pacer(0.2), 0
+    clock.now = STEP_S
+    pacer.stepped(0.0, served=True)
+    for kind in KINDS:  # nothing is known, and each takes 10 s once
+        train(pacer, clock, Slice(kind, 1024), 10.0)
+    for _ in range(1000):
+        clock.now += STEP_S
+        pacer.stepped(clock.now - STEP_S, served=True)
+        piece = Slice(list(KINDS)[ran % 3], 1024)
+        if pacer.may_train(piece):
+            seconds = 5.0 if ran == 30 else KINDS[piece.kind]
+            train(pacer, clock, piece, seconds)
+            ran += 1
+    assert ran > 100, "of some 180 that fit into a fifth of the time"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
