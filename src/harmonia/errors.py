@@ -4,6 +4,7 @@ HarmoniaError
 ├── InvalidRequestError        the caller can mend it; the message names the value and the remedy
 │   ├── SequenceTooLongError     a prompt or sample exceeds what the model or the plan allows
 │   ├── UnknownModelError        no model, adapter or session of that name
+│   ├── EntityNotFoundError      nothing of that kind and name that the caller may see
 │   ├── UnsupportedModelError    files of a model that this engine cannot read
 │   ├── TokenizerMismatchError   two models that must share a tokenizer do not
 │   └── AdapterLimitError        no room for one more adapter
@@ -50,6 +51,12 @@ class UnknownModelError(InvalidRequestError):
     """No model, adapter or deployment has that name."""
 
     code = "unknown_model"
+
+
+class EntityNotFoundError(InvalidRequestError):
+    """Nothing of that kind and name exists, or the caller may not know of it."""
+
+    code = "entity_not_found"
 
 
 class UnsupportedModelError(InvalidRequestError):

@@ -1,0 +1,167 @@
+"""Settings of the control plane, read from `ADAPTIVE_*` variables with `__` between levels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from harmonia.config.server import HttpServer, ServerConfig
+
+PREFIX = "ADAPTIVE_"
+_ELSEWHERE = frozenset(
+    {
+        "ADAPTIVE_API_KEY",
+        "ADAPTIVE_BASE_URL",
+        "ADAPTIVE_URL",
+        "ADAPTIVE_LOG_LEVEL",
+        "ADAPTIVE_LOGGING_LEVEL",
+        "ADAPTIVE_MODE",
+    }
+)
+"""Variables of clients and of workers."""
+_ELSEWHERE_PREFIXES = ("ADAPTIVE_RECIPE_JOB__",)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Db(_Section):
+    """Where everything is kept."""
+
+    url: str | None = None
+    """`sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST/NAME`. None: a file in the data folder, or, with `host`, the
+    address made of the parts below."""
+    username: str | None = None
+    """Of a PostgreSQL server at `host`."""
+    password: SecretStr | None = None
+    """Its password."""
+    host: str | None = None
+    """Where that server is."""
+    port: int = 5432
+    """Where it listens."""
+    database: str = "adaptive"
+    """The name of the database there."""
+    run_migrations: bool = True
+    """Bring the tables up to date at the start."""
+
+
+class App(_Section):
+    """The application itself."""
+
+    secret: SecretStr | None = Field(default=None, min_length=64)
+    """Signs the cookies of the log-in; None: made at the first start, kept in the data folder."""
+
+
+class OidcProvider(_Section):
+    """An OpenID provider that people log in with."""
+
+    key: str = Field(pattern=r"^[a-z0-9_-]+$")
+    """Its part of addresses."""
+    name: str
+    """What people see."""
+    issuer_url: str
+    """Where `/.well-known/openid-configuration` is."""
+    client_id: str
+    """Who this server is there."""
+    client_secret: SecretStr | None = None
+    """What proves it; None: a public client."""
+    scopes: tuple[str, ...] = ("openid", "email", "profile")
+    """What is asked for; without e-mail nobody is known."""
+    pkce: bool = True
+    """Proof that the answer goes to who asked (RFC 7636)."""
+    allow_sign_up: bool = False
+    """Let somebody in who has no account yet, and make one."""
+    allowed_domains: tuple[str, ...] = ()
+    """Of e-mail addresses; none: every domain."""
+    require_email_verified: bool = True
+    """Let nobody in whose address the provider has not verified."""
+
+
+class Oidc(_Section):
+    """Logging in through other people's accounts."""
+
+    providers: tuple[OidcProvider, ...] = ()
+    """As a JSON list."""
+
+
+class Session(_Section):
+    """Cookies of the log-in."""
+
+    secure: bool = True
+    """Only over HTTPS."""
+    expiration_seconds: int = Field(default=518_400, gt=0)
+    """How long a log-in lasts: six days."""
+
+
+class Auth(_Section):
+    """Who gets in, and as what."""
+
+    oidc: Oidc = Oidc()
+    """`ADAPTIVE_AUTH__OIDC__*`."""
+    session: Session = Session()
+    """`ADAPTIVE_AUTH__SESSION__*`."""
+    default_team: str = "default"
+    """The team of somebody who signs up."""
+    default_role: str = "admin"
+    """What somebody who signs up becomes in the default team."""
+    admins: tuple[str, ...] = ()
+    """E-mail addresses that become members of the team `admin` when they log in."""
+
+
+class ControlServer(HttpServer):
+    """The listening side of the control plane."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    root_url: str | None = None
+    """Where people reach it, for redirects of the log-in; None: the address it listens on."""
+
+
+class Files(_Section):
+    """Where files go."""
+
+    url: str | None = None
+    """`s3://`, `gs://` or `az://` for object storage, `file:///PATH` for a folder; None: one in the data folder."""
+
+
+class ControlConfig(ServerConfig):
+    """Everything the control plane needs."""
+
+    server: ControlServer = ControlServer()
+    """`ADAPTIVE_SERVER__*`."""
+    db: Db = Db()
+    """`ADAPTIVE_DB__*`."""
+    app: App = App()
+    """`ADAPTIVE_APP__*`."""
+    auth: Auth = Auth()
+    """`ADAPTIVE_AUTH__*`."""
+    files: Files = Files()
+    """`ADAPTIVE_FILES__*`."""
+    data_dir: Path = Path("~/.harmonia")
+    """`ADAPTIVE_DATA_DIR`: database, files, models and secrets that were not put elsewhere."""
+    model_registry: str | None = None
+    """`ADAPTIVE_MODEL_REGISTRY`: a folder of models; None: `models` in the data folder."""
+
+    @property
+    def folder(self) -> Path:
+        """The data folder as an absolute path."""
+        return self.data_dir.expanduser().resolve()
+
+    @property
+    def database_address(self) -> str:
+        """The address of the database."""
+        db = self.db
+        if db.url is not None:
+            return db.url
+        if db.host is not None:
+            password = "" if db.password is None else f":{db.password.get_secret_value()}"
+            user = f"{db.username}{password}@" if db.username else ""
+            return f"postgresql://{user}{db.host}:{db.port}/{db.database}"
+        return f"sqlite:///{self.folder / 'harmonia.db'}"
+
+    @property
+    def registry(self) -> Path:
+        """The folder of models."""
+        return Path(self.model_registry).expanduser().resolve() if self.model_registry else self.folder / "models"

@@ -1,0 +1,54 @@
+"""Scalars under the names that clients use."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, NewType
+
+import strawberry
+from strawberry.schema.config import StrawberryConfig
+from strawberry.types.scalar import ScalarDefinition
+
+from harmonia.errors import InvalidRequestError
+
+IdOrKey = NewType("IdOrKey", str)
+Key = NewType("Key", str)
+Timestamp = NewType("Timestamp", int)
+LongInt = NewType("LongInt", int)
+DateTimeText = NewType("DateTimeText", str)
+InputDatetime = NewType("InputDatetime", object)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"expected a text, got {value!r}")
+    return value
+
+
+def _moment(value: Any) -> object:
+    if not isinstance(value, str | int):
+        raise InvalidRequestError(f"expected milliseconds since 1970 or a date as text, got {value!r}")
+    return value
+
+
+SCALARS: dict[object, ScalarDefinition] = {
+    IdOrKey: strawberry.scalar(
+        name="IdOrKey", description="The id of an entity, or its key; of a user the e-mail.", parse_value=_text
+    ),
+    Key: strawberry.scalar(name="Key", description="A key that people choose.", parse_value=_text),
+    Timestamp: strawberry.scalar(name="Timestamp", description="UTC milliseconds since 1970.", serialize=int),
+    LongInt: strawberry.scalar(name="LongInt", description="A whole number of up to 64 bits.", serialize=int),
+    DateTimeText: strawberry.scalar(name="DateTime", description="A moment as in RFC 3339."),
+    InputDatetime: strawberry.scalar(
+        name="InputDatetime",
+        description="Milliseconds since 1970, a date, a moment as in RFC 3339, or `now - 1 month`.",
+        parse_value=_moment,
+    ),
+}
+
+CONFIG = StrawberryConfig(scalar_map=SCALARS)
+
+
+def rfc3339(milliseconds: int) -> DateTimeText:
+    """A moment as text."""
+    return DateTimeText(datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat().replace("+00:00", "Z"))
