@@ -77,10 +77,10 @@ class Engine:
         self._runner.prepare()
 
     def adopt(self, plan: Plan) -> None:
-        """Go by a new plan, after instances came or went; what adapters need is made now unless something is served."""
+        """Go by a new plan, after instances came or went; what new ones need is made now unless something is served."""
         self.backbone.plan = plan
         self.training.reserve(plan.max_batch_size, plan.num_kept, plan.memory.num_whole)
-        self.training.prepare()
+        self.training.prepare(beside_serving=self.has_work)
         if self.backbone.num_adapters and not self.has_work:
             self._runner.prepare_adapters()
 

@@ -163,11 +163,11 @@ class Training:
         self.trainers[trainer.name] = trainer
         self._new.append(trainer)
 
-    def prepare(self) -> None:
-        """On a GPU, do now what the first step of new trainers would wait for, and serving with it."""
+    def prepare(self, *, beside_serving: bool) -> None:
+        """On a GPU, do now what the first step of new trainers would wait for, unless something is served meanwhile."""
         device = self._decoder.fmt.device
         new, self._new = self._new, []
-        if device.type == "cuda" and not self.has_work:  # memory is planned for one micro-batch
+        if device.type == "cuda" and not beside_serving and not self.has_work:  # memory is planned for one micro-batch
             for trainer in new:
                 rehearse = partial(self._rehearse, trainer.weights, trainer.max_batch_size)
                 compile_together(rehearse, device)
