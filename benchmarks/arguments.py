@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from benchmarks.engines import KINDS
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int8", "fp8")
+DATABASES = ("sqlite", "postgresql")
 GPU_MODELS = ("8b", "0.6b", "tiny")
 GPU_GROUPS = ("serving", "prefill", "sessions", "train", "start", "lora", "fp8", "invariant", "interleave")
 GPU_TRACES = ("decode", "prefill", "train")
@@ -27,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     _add_switch(commands.add_parser("switch", help="measure how soon a new version answers after optim_step"))
     _add_memory(commands.add_parser("memory", help="compare planned and measured peak memory"))
     _add_perplexity(commands.add_parser("perplexity", help="compare the perplexity of precisions on a real text"))
+    _add_control(commands.add_parser("control", help="measure the permission check that every inference call makes"))
     _add_gpu(commands.add_parser("gpu", help="run every row of the goals for one GPU beside anchor, limit and goal"))
     return top
 
@@ -137,6 +139,18 @@ def _add_perplexity(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--tokens", type=int, default=20_000, help="tokens whose probabilities count")
     command.add_argument("--window", type=int, default=1024, help="tokens of one sequence")
+
+
+def _add_control(command: argparse.ArgumentParser) -> None:
+    _add_common(command)
+    command.add_argument(
+        "--database", type=names(DATABASES), default=",".join(DATABASES), help=f"some of {', '.join(DATABASES)}"
+    )
+    command.add_argument("--users", type=int, default=10_000, help="users, each with a key and in two teams")
+    command.add_argument("--projects", type=int, default=1_000, help="projects, each shared with three teams")
+    command.add_argument("--rate", type=float, default=200.0, help="checks a second, which arrive at random times")
+    command.add_argument("--seconds", type=float, default=20.0, help="how long they arrive")
+    command.add_argument("--seed", type=int, default=0, help="of the random teams and times")
 
 
 def _add_gpu(command: argparse.ArgumentParser) -> None:

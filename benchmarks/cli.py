@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.arguments import parser
 from benchmarks.compare import compare
+from benchmarks.control import Crowd, control
 from benchmarks.engines import engine_spec
 from benchmarks.errors import BenchmarkError
 from benchmarks.idle import idle
@@ -61,6 +62,9 @@ def records(options: argparse.Namespace) -> Iterator[Record]:
             made = _perplexity(options)  # what is wrong with the options is said before the machine is measured
             machine = describe(options.threads, options.device)
             yield from (record | {"machine": machine} for record in made)
+        case "control":
+            crowd = _crowd(options)
+            yield from control(options.database, crowd, describe(options.threads, options.device))
         case _:
             with ExitStack() as stack:
                 made = _training(options, stack)
@@ -158,6 +162,12 @@ def _perplexity(options: argparse.Namespace) -> Iterator[Record]:
         "window": options.window,
     }
     return own("perplexity", job, options.threads)
+
+
+def _crowd(options: argparse.Namespace) -> Crowd:
+    for name in ("users", "projects", "rate", "seconds"):
+        _at_least(f"--{name}", getattr(options, name))
+    return Crowd(options.users, options.projects, options.rate, options.seconds, options.seed)
 
 
 def _train(options: argparse.Namespace, common: Record, stack: ExitStack) -> Iterator[Record]:

@@ -130,6 +130,17 @@ MEMORY_COLUMNS = {
     "layers kept": "num_kept",
     "holds": "ok",
 }
+CONTROL_COLUMNS = {
+    "database": "database",
+    "users": "users",
+    "projects": "projects",
+    "checks": "checks",
+    "p50 ms": "p50_ms",
+    "p99": "p99_ms",
+    "worst": "max_ms",
+    "at most a second": "per_second",
+    "holds": "ok",
+}
 COLUMNS = {
     "serve": SERVE_COLUMNS,
     "compare": COMPARE_COLUMNS,
@@ -142,6 +153,11 @@ COLUMNS = {
     "switch": SWITCH_COLUMNS,
     "memory": MEMORY_COLUMNS,
     "perplexity": PERPLEXITY_COLUMNS,
+    "control": CONTROL_COLUMNS,
+}
+TITLES = {
+    "memory": "Peak memory, planned and measured",
+    "control": "Permission checks that arrive at random times",
 }
 
 
@@ -198,11 +214,9 @@ def _title(record: Record) -> str:
                 f" steps of {record['samples']} samples\n"
                 f"A = {a['engine']} {a['version']}, {a['arrangement']}\nB = {b['engine']} {b['version']}"
             )
-        case "memory":
-            return "Peak memory, planned and measured"
         case "perplexity":
             return f"Perplexity of {record['model']} on the reference of Python {record['python']}"
-    return f"{record['kind']}, {record['model']} {record['precision']}"
+    return TITLES.get(record["kind"]) or f"{record['kind']}, {record['model']} {record['precision']}"
 
 
 def _engine(record: Record) -> str:

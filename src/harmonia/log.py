@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
+from contextvars import ContextVar
+from datetime import UTC, datetime
 
-_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+FORMATS = ("text", "json")
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+"""Of the HTTP request that is being answered; every line that is written meanwhile carries it."""
+
+_TEXT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+
+
+class _Text(logging.Formatter):
+    """A line for people."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        line, request_id = super().formatMessage(record), REQUEST_ID.get()
+        return f"{line} [{request_id}]" if request_id else line
+
+
+class _Json(logging.Formatter):
+    """An object for machines: time (UTC), level, logger, message, and, where there are, request_id and trace."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {
+            "time": moment.replace("+00:00", "Z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if request_id := REQUEST_ID.get():
+            line["request_id"] = request_id
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -14,15 +47,20 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name if name.startswith("harmonia") else f"harmonia.{name}")
 
 
-def configure(level: str | None = None) -> None:
-    """Send the project's log to standard error, once per process.
+def configure(level: str | None = None, style: str | None = None) -> None:
+    """Send the project's log, and what the HTTP server says, to standard error, once per process.
 
-    level: a name of `logging`; defaults to the environment's `ADAPTIVE_LOG_LEVEL`, then INFO.
+    level: a name of `logging`; defaults to the environment's `ADAPTIVE_LOG_LEVEL`, then INFO. style: `text` or `json`;
+    defaults to `ADAPTIVE_LOG_FORMAT`, then text. `ValueError` for others.
     """
+    style = style or os.environ.get("ADAPTIVE_LOG_FORMAT", "text").lower()
+    if style not in FORMATS:
+        raise ValueError(f"ADAPTIVE_LOG_FORMAT is {style!r}; give one of {', '.join(FORMATS)}")
     root = logging.getLogger("harmonia")
-    root.setLevel(level or os.environ.get("ADAPTIVE_LOG_LEVEL", "INFO").upper())
+    root.setLevel((level or os.environ.get("ADAPTIVE_LOG_LEVEL", "INFO")).upper())
     if not root.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter(_FORMAT, datefmt="%H:%M:%S"))
-        root.addHandler(handler)
-        root.propagate = False
+        handler.setFormatter(_Json() if style == "json" else _Text(_TEXT, datefmt="%H:%M:%S"))
+        for logger in (root, logging.getLogger("uvicorn")):
+            logger.addHandler(handler)
+            logger.propagate = False

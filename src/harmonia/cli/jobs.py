@@ -16,6 +16,7 @@ from rich.table import Table
 
 from harmonia.cli.app import app
 from harmonia.cli.curves import Series, is_validation, loss_of_step
+from harmonia.cli.server_jobs import list_jobs
 from harmonia.cli.tables import print_error
 from harmonia.client.recipe import JobState, read_journal, read_metrics
 from harmonia.client.recipe.journal_state import MetricsRecord
@@ -40,8 +41,10 @@ COLOURS = {
 def jobs(
     last: Annotated[int, typer.Option("--last", "-n", min=1, help="Show this many, the newest first.")] = 20,
     ids: Annotated[bool, typer.Option("--ids", help="Print ids alone, as `run --resume` takes them.")] = False,
+    on_server: Annotated[bool, typer.Option("--server", "-s", help="List those of the server instead.")] = False,
+    project: Annotated[str | None, typer.Option("--project", "-p", help="With --server: those of one project.")] = None,
 ) -> None:
-    """List the jobs that `harmonia run` ran on this machine.
+    """List the jobs that `harmonia run` ran on this machine, or with --server those that a server runs.
 
     Each has a folder in ~/.local/share/harmonia/jobs, or in $HARMONIA_JOBS: job.json, metrics.jsonl, loss.png and
     what the recipe made. Removing the folder forgets the job; models that it saved stay in the registry.
@@ -49,6 +52,9 @@ def jobs(
     A job that DIED ended without a word: its process was killed. `harmonia run --resume JOB` continues that, a FAILED
     and a CANCELED one, if it had a checkpoint.
     """
+    if on_server or project is not None:
+        list_jobs(project, last)
+        return
     console = Console()
     found = sorted(_folders(), key=lambda folder: folder.name)[::-1]
     table = Table(box=None, padding=(0, 2, 0, 0))

@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
-from harmonia.cli import jobs, plan, run, serve, worker
+from harmonia.cli import (
+    jobs,
+    plan,
+    run,
+    serve,
+    server_entities,
+    server_jobs,
+    server_people,
+    server_settings,
+    up,
+    worker,
+)
 from harmonia.cli.app import app
 
-__all__ = ["app", "jobs", "main", "plan", "run", "serve", "worker"]
+__all__ = [
+    "app",
+    "jobs",
+    "main",
+    "plan",
+    "run",
+    "serve",
+    "server_entities",
+    "server_jobs",
+    "server_people",
+    "server_settings",
+    "up",
+    "worker",
+]
 
 
 def main() -> None:

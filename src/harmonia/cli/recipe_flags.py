@@ -6,6 +6,7 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -20,7 +21,7 @@ Schema = Mapping[str, Any]
 _VARIANT = "union_variant"
 _MISSING = object()
 _DEEPEST = 4
-_OTHERS = "(`harmonia run --help` shows the options of `harmonia run` itself)"
+_OTHERS = "(without the `--`, `--help` shows the options of the command itself)"
 _METAVARS = {"integer": "INTEGER", "number": "NUMBER", "boolean": "BOOLEAN", "string": "TEXT"}
 
 
@@ -65,15 +66,19 @@ class Flag:
         return f"--{self.name} {shown}{' (repeat for more)' if self.is_list else ''}"
 
 
-def flags_of(config: type[BaseModel]) -> list[Flag]:
+Configuration = type[BaseModel] | Schema
+"""What a recipe takes: the class, or the JSON schema that a server has of it."""
+
+
+def flags_of(config: Configuration) -> list[Flag]:
     """The flags of a recipe's configuration, in the order of its fields."""
-    schema = config.model_json_schema()
+    schema = config if isinstance(config, Mapping) else config.model_json_schema()
     definitions = schema.get("$defs", {})
     (own,) = _members(schema, definitions)  # one that holds itself is among the definitions
     return list(_flags(own, definitions, (), required=True))
 
 
-def parse_flags(config: type[BaseModel] | None, argv: Sequence[str]) -> dict[str, Any]:
+def parse_flags(config: Configuration | None, argv: Sequence[str]) -> dict[str, Any]:
     """The values that flags give, nested as the configuration is; None takes no flags.
 
     Values are converted to the types that the schema names, and validated later with the whole configuration. A list is
@@ -117,8 +122,19 @@ def overlay(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
-def print_help(console: Console, recipe: str, summary: str, config: type[BaseModel] | None) -> None:
-    """What a recipe does and takes."""
+def read_values(file: Path) -> dict[str, Any]:
+    """The parameters in a file of JSON; InvalidRequestError if it does not hold an object."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise InvalidRequestError(f"--config {file} cannot be read: {error}", field="config") from error
+    if not isinstance(values, dict):
+        raise InvalidRequestError(f"--config {file} must hold a JSON object, not {values!r}", field="config")
+    return values
+
+
+def print_help(console: Console, recipe: str, summary: str, config: Configuration | None, command: str = "run") -> None:
+    """What a recipe does and takes, and how `harmonia COMMAND` starts it."""
     console.print(f"[bold]{escape(recipe)}[/bold]{f': {escape(summary)}' if summary else ''}\n")
     flags = [] if config is None else flags_of(config)
     if not flags:
@@ -132,7 +148,7 @@ def print_help(console: Console, recipe: str, summary: str, config: type[BaseMod
         words = ". ".join(part.rstrip(".") for part in (flag.title, flag.description) if part)
         table.add_row(f"[cyan]{escape(flag.usage)}[/cyan]", f"{escape(words)} {mark}".strip())
     console.print(table)
-    console.print(f"\n[dim]harmonia run {escape(recipe)} {escape(_example(flags))}[/dim]", soft_wrap=True)
+    console.print(f"\n[dim]harmonia {command} {escape(recipe)} {escape(_example(flags))}[/dim]", soft_wrap=True)
 
 
 # --------------------------------------------------------------------------------------------------- from the schema

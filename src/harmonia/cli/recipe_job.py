@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import dataclasses
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ from typing import Any
 
 from harmonia.cli.jobs import OPTIM_STEP
 from harmonia.cli.live import Display
-from harmonia.cli.recipe_flags import overlay, parse_flags
+from harmonia.cli.recipe_flags import overlay, parse_flags, read_values
 from harmonia.client.recipe import (
     JobState,
     JournalJobNotifier,
@@ -196,7 +195,7 @@ def prepare(order: Order, display: Display) -> tuple[Recipe, dict[str, Any]]:
     recipe = load(order.name, order.path)
     values = order.resumed.config if order.resumed is not None else {}
     if order.config_file is not None:
-        values = overlay(values, _read_json(order.config_file))
+        values = overlay(values, read_values(order.config_file))
     values = overlay(values, parse_flags(recipe.config_class, order.flags))
     if recipe.config_class is not None:
         validate_input(recipe.config_class, values)  # before a worker is started for nothing
@@ -208,16 +207,6 @@ def load(name: str, path: Path) -> Recipe:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     use_dependencies(path, ENTRYPOINT, cache / "harmonia" / "recipes")
     return dataclasses.replace(load_recipe(path, ENTRYPOINT), name=name)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise InvalidRequestError(f"--config {file} cannot be read: {error}", field="config") from error
-    if not isinstance(values, dict):
-        raise InvalidRequestError(f"--config {file} must hold a JSON object, not {values!r}", field="config")
-    return values
 
 
 class _Job:

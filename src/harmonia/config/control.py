@@ -4,23 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from harmonia.config.server import HttpServer, ServerConfig
-
-PREFIX = "ADAPTIVE_"
-_ELSEWHERE = frozenset(
-    {
-        "ADAPTIVE_API_KEY",
-        "ADAPTIVE_BASE_URL",
-        "ADAPTIVE_URL",
-        "ADAPTIVE_LOG_LEVEL",
-        "ADAPTIVE_LOGGING_LEVEL",
-        "ADAPTIVE_MODE",
-    }
-)
-"""Variables of clients and of workers."""
-_ELSEWHERE_PREFIXES = ("ADAPTIVE_RECIPE_JOB__",)
 
 
 class _Section(BaseModel):
@@ -78,12 +64,27 @@ class OidcProvider(_Section):
     require_email_verified: bool = True
     """Let nobody in whose address the provider has not verified."""
 
+    @field_validator("scopes")
+    @classmethod
+    def _asks_for_identity(cls, scopes: tuple[str, ...]) -> tuple[str, ...]:
+        if not {"openid", "email"} <= set(scopes):
+            raise ValueError("scopes must hold 'openid' and 'email', by which people are known")
+        return scopes
+
 
 class Oidc(_Section):
     """Logging in through other people's accounts."""
 
     providers: tuple[OidcProvider, ...] = ()
     """As a JSON list."""
+
+    @field_validator("providers")
+    @classmethod
+    def _keys_differ(cls, providers: tuple[OidcProvider, ...]) -> tuple[OidcProvider, ...]:
+        keys = [provider.key for provider in providers]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"two providers have the same key: {', '.join(keys)}")
+        return providers
 
 
 class Session(_Section):
@@ -117,6 +118,15 @@ class ControlServer(HttpServer):
 
     root_url: str | None = None
     """Where people reach it, for redirects of the log-in; None: the address it listens on."""
+    max_body_bytes: int = Field(default=32 * 1024 * 1024, gt=0)
+    """Largest request body; a larger one gets 413."""
+    max_upload_bytes: int = Field(default=128 * 1024 * 1024, gt=0)
+    """The same for forms with files and for parts of uploads, of which the SDK sends up to 100 MiB."""
+    internal_port: int | None = Field(default=None, ge=0, le=65535)
+    """A second port for `/health` and `/metrics` alone, usually 9009; None: they are on the main port only."""
+    requests_per_second: float | None = Field(default=None, gt=0)
+    """What one API key may ask for on average, with bursts of twice as many at once; beyond it is 429. None: no limit.
+    Each process counts for itself."""
 
 
 class Files(_Section):
@@ -124,6 +134,38 @@ class Files(_Section):
 
     url: str | None = None
     """`s3://`, `gs://` or `az://` for object storage, `file:///PATH` for a folder; None: one in the data folder."""
+    upload_expiry_hours: float = Field(default=24.0, gt=0)
+    """An upload in parts is dropped when no part has come for so long."""
+
+
+class Graders(_Section):
+    """Graders that run here, and those at other people's."""
+
+    seconds: float = Field(default=5.0, gt=0)
+    """How long a function may take for one conversation."""
+    memory_bytes: int = Field(default=512 * 1024 * 1024, ge=128 * 1024 * 1024)
+    """Address space of the process that a function runs in."""
+    processes: int = Field(default=4, gt=0)
+    """Functions that run at the same time."""
+    remote_seconds: float = Field(default=30.0, gt=0)
+    """How long a server outside may take for one batch."""
+    remote_batch: int = Field(default=32, gt=0)
+    """Conversations that a server outside gets in one request."""
+    allow_private: bool = False
+    """Let graders be at private, loopback and link-local addresses: whoever makes a grader then reaches this
+    network."""
+
+
+class Notifications(_Section):
+    """Telling the outside what happens."""
+
+    seconds: float = Field(default=10.0, gt=0)
+    """How long one delivery may take."""
+    attempts: int = Field(default=8, gt=0)
+    """Deliveries that are tried before a message is given up; the wait between them doubles from a second on."""
+    allow_private: bool = False
+    """Let webhooks and mail servers be at private, loopback and link-local addresses: whoever sets them up then reaches
+    this network."""
 
 
 class ControlConfig(ServerConfig):
@@ -139,6 +181,10 @@ class ControlConfig(ServerConfig):
     """`ADAPTIVE_AUTH__*`."""
     files: Files = Files()
     """`ADAPTIVE_FILES__*`."""
+    graders: Graders = Graders()
+    """`ADAPTIVE_GRADERS__*`."""
+    notifications: Notifications = Notifications()
+    """`ADAPTIVE_NOTIFICATIONS__*`."""
     data_dir: Path = Path("~/.harmonia")
     """`ADAPTIVE_DATA_DIR`: database, files, models and secrets that were not put elsewhere."""
     model_registry: str | None = None
@@ -160,6 +206,10 @@ class ControlConfig(ServerConfig):
             user = f"{db.username}{password}@" if db.username else ""
             return f"postgresql://{user}{db.host}:{db.port}/{db.database}"
         return f"sqlite:///{self.folder / 'harmonia.db'}"
+
+    def at_port(self, port: int) -> ControlConfig:
+        """The same at the port that was bound, where the settings say 0 for any."""
+        return self.model_copy(update={"server": self.server.model_copy(update={"port": port})})
 
     @property
     def registry(self) -> Path:

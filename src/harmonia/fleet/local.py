@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -33,11 +33,18 @@ MAX_FAILED_LOADS = 3
 class LocalFleet(Fleet):
     """Worker processes of this machine, each with a socket in a private folder, restarted when they crash."""
 
-    def __init__(self, echo: Callable[[str], None] | None = None, stop_timeout_s: float = 10.0) -> None:
-        """echo: gets every line that a worker logs; they go to standard error without it."""
+    def __init__(
+        self,
+        echo: Callable[[str], None] | None = None,
+        stop_timeout_s: float = 10.0,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """echo: gets every line that a worker logs; they go to standard error without it. environment: what workers
+        get beside that of this process, such as the GPUs that they may see."""
+        self._environment = dict(environment or {})
         self._echo = echo or _to_stderr
         self._stop_timeout_s = stop_timeout_s
-        self._folder = _private_folder()
+        self._folder: Path | None = None
         self._statuses: dict[str, WorkerStatus] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._watchers: set[asyncio.Queue[WorkerStatus]] = set()
@@ -45,6 +52,7 @@ class LocalFleet(Fleet):
     async def start(self, config: WorkerConfig) -> str:
         """Begin to start a worker and return its replica id at once."""
         replica = uuid.uuid4().hex[:8]
+        self._folder = self._folder or _private_folder()
         config = msgspec.structs.replace(config, socket=str(self._folder / f"{replica}.sock"))
         self._report(WorkerStatus(replica=replica, key=config.key, state=WorkerState.LOADING, socket=config.socket))
         self._keepers[replica] = asyncio.create_task(self._keep(replica, config))
@@ -65,7 +73,9 @@ class LocalFleet(Fleet):
         if timeout_s is not None:
             self._stop_timeout_s = timeout_s
         await asyncio.gather(*(self.stop(replica) for replica in list(self._keepers)))
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
 
     def statuses(self) -> tuple[WorkerStatus, ...]:
         """The present state of every worker."""
@@ -86,7 +96,7 @@ class LocalFleet(Fleet):
     async def _keep(self, replica: str, config: WorkerConfig) -> None:
         name, backoff_s, failed_loads = config.key or "bare", FIRST_BACKOFF_S, 0
         while True:
-            process = await WorkerProcess.spawn(config, partial(self._hear, replica))
+            process = await WorkerProcess.spawn(config, partial(self._hear, replica), self._environment)
             try:
                 ready_s = await self._live(replica, process)
             finally:

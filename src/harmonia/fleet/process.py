@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -40,8 +40,13 @@ class WorkerProcess:
         self._reader = asyncio.create_task(self._read_log())
 
     @classmethod
-    async def spawn(cls, config: WorkerConfig, on_line: Callable[[str], None]) -> WorkerProcess:
-        """Start `python -m harmonia.worker` with this configuration; `on_line` gets every line that it logs."""
+    async def spawn(
+        cls, config: WorkerConfig, on_line: Callable[[str], None], environment: Mapping[str, str] | None = None
+    ) -> WorkerProcess:
+        """Start `python -m harmonia.worker` with this configuration; `on_line` gets every line that it logs.
+
+        environment: variables beside those of this process.
+        """
         socket = Path(config.socket)
         socket.unlink(missing_ok=True)
         process = await asyncio.create_subprocess_exec(
@@ -51,6 +56,7 @@ class WorkerProcess:
             "harmonia.worker",
             "--config-json",
             msgspec.json.encode(config).decode(),
+            env={**os.environ, **(environment or {})},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,

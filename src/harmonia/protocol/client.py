@@ -159,6 +159,11 @@ class WorkerClient:
         """Requests in flight."""
         return len(self._streams) + len(self._replies)
 
+    @property
+    def num_streams(self) -> int:
+        """Generations in flight."""
+        return len(self._streams)
+
     def generate(self, *requests: Generate) -> Stream:
         """Send the requests and return the stream of all their events."""
         self._check_alive()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Collection
 
 from harmonia.errors import (
     DeadlineExceededError,
@@ -48,6 +49,11 @@ class Replica:
         self.client = client
         self.describe(description)
 
+    @property
+    def num_streams(self) -> int:
+        """Answers that it writes now."""
+        return self.client.num_streams
+
     def describe(self, description: Description) -> None:
         """Take in what the worker says about itself."""
         self.description = description
@@ -64,6 +70,7 @@ class Router:
         self._replicas: dict[str, Replica] = {}
         self._links: dict[str, asyncio.Task[None]] = {}
         self._adapters: dict[tuple[str, str], str] = {}
+        self._retired: set[str] = set()
         self._sticky = Stickiness()
         self._follower: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
@@ -107,9 +114,9 @@ class Router:
                 found.setdefault(model.key, model)
         return tuple(found.values())
 
-    def pick(self, model: str, session_id: str | None = None) -> Replica:
-        """The replica for a request: the one that knows its session, else the least loaded."""
-        candidates = [replica for replica in self._replicas.values() if model in replica.keys]
+    def pick(self, model: str, session_id: str | None = None, avoid: Collection[str] = ()) -> Replica:
+        """The replica for a request: the one that knows its session, else the least loaded, none of `avoid`."""
+        candidates = [item for item in self._taking() if model in item.keys and item.replica not in avoid]
         if not candidates:
             raise self._absent(model)
         known = self._sticky.recall(session_id, model) if session_id else None
@@ -119,6 +126,18 @@ class Router:
         if session_id:
             self._sticky.remember(session_id, model, chosen.replica)
         return chosen
+
+    def find(self, replica: str) -> Replica | None:
+        """A worker by its id; None while it is not connected."""
+        return self._replicas.get(replica)
+
+    def serves(self, model: str) -> bool:
+        """Whether some worker answers for a model."""
+        return any(model in replica.keys for replica in self._taking())
+
+    def retire(self, replica: str) -> None:
+        """Send a worker no further requests; those that run may finish."""
+        self._retired.add(replica)
 
     def generate(self, replica: Replica, *requests: Generate) -> Stream:
         """Send requests to a replica; the stream holds the events of all."""
@@ -147,7 +166,7 @@ class Router:
 
     async def load_adapter(self, key: str, path: str, backbone: str | None = None) -> ModelInfo:
         """Load a PEFT folder under a key on every replica of a backbone."""
-        if any(key in replica.keys for replica in self._replicas.values()):
+        if self.serves(key):
             raise InvalidRequestError(f"a model named {key!r} is loaded already; unload it first", field="key")
         backbone = backbone or self._only_backbone()
         for replica in self._replicas_of(backbone):
@@ -162,10 +181,13 @@ class Router:
         if all(model.key != key or model.parent is None for model in self.models()):
             names = ", ".join(model.key for model in self.models() if model.parent is not None) or "none"
             raise UnknownModelError(f"no adapter is named {key!r}; loaded: {names}", field="key")
-        for replica in [replica for replica in self._replicas.values() if key in replica.keys]:
+        for replica in [replica for replica in self._taking() if key in replica.keys]:
             self._adapters.pop((replica.backbone, key), None)
             await replica.client.request(UnloadAdapter(id=_new_id(), key=key), Done, self._timeout_s)
             await self._refresh(replica)
+
+    def _taking(self) -> list[Replica]:
+        return [replica for replica in self._replicas.values() if replica.replica not in self._retired]
 
     def _absent(self, model: str) -> HarmoniaError:
         waiting = [status for status in self._fleet.statuses() if status.replica not in self._replicas]
@@ -188,7 +210,7 @@ class Router:
         return backbones.pop()
 
     def _replicas_of(self, backbone: str) -> list[Replica]:
-        replicas = [replica for replica in self._replicas.values() if replica.backbone == backbone]
+        replicas = [replica for replica in self._taking() if replica.backbone == backbone]
         if not replicas:
             raise self._absent(backbone)
         return replicas
@@ -202,6 +224,8 @@ class Router:
                 self._links[status.replica] = asyncio.create_task(self._link(status))
             elif status.state is not WorkerState.READY and status.replica in self._links:
                 self._links.pop(status.replica).cancel()
+                if status.state is WorkerState.STOPPED:
+                    self._retired.discard(status.replica)
             self._changed.set()
 
     async def _link(self, status: WorkerStatus) -> None:

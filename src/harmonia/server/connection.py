@@ -66,6 +66,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_timer()
         super().on_message_complete()
 
+    def handle_websocket_upgrade(self) -> None:
+        """Another protocol takes over, with a timer of its own."""
+        self._stop_timer()
+        super().handle_websocket_upgrade()
+
     def _start_timer(self) -> None:
         if self._timer is None:
             self._timer = self.loop.call_later(self.header_timeout_s, self._give_up)

@@ -6,15 +6,18 @@ import asyncio
 import resource
 import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
 
 from harmonia.config.server import ServerConfig
-from harmonia.errors import InvalidRequestError, UnavailableError
+from harmonia.errors import HarmoniaError, InvalidRequestError, UnavailableError
 from harmonia.log import get_logger
-from harmonia.router import Router
+from harmonia.protocol.client import MAX_MESSAGE_BYTES
 from harmonia.server.connection import bounded
 
 log = get_logger(__name__)
@@ -23,7 +26,15 @@ RESERVED_FILES = 256
 """File descriptors kept for everything but HTTP connections."""
 BACKLOG = 4096
 _FORCE_AFTER_S = 3.0
+_PING_PATIENCE_S = 60.0
 _KEEP_ALIVE_S = 75
+
+
+class Answers(Protocol):
+    """What the application is busy with, as far as ending it goes."""
+
+    def abort(self, error: HarmoniaError) -> None:
+        """End every open answer with this error."""
 
 
 class Listener(uvicorn.Server):
@@ -33,23 +44,38 @@ class Listener(uvicorn.Server):
     event.
     """
 
-    def __init__(self, app: FastAPI, config: ServerConfig, router: Router) -> None:
+    def __init__(self, app: FastAPI, config: ServerConfig, answers: Answers, *, websockets: bool = False) -> None:
+        """websockets: whether to accept them, for the gateway to workers."""
         server = config.server
         super().__init__(
             uvicorn.Config(
                 app,
                 loop="uvloop",
                 http=bounded(server.header_timeout_seconds, _connection_limit(server.max_connections)),
-                ws="none",
+                ws="websockets-sansio" if websockets else "none",
+                ws_max_size=MAX_MESSAGE_BYTES,
+                ws_ping_timeout=_PING_PATIENCE_S,  # a recipe that computes answers late
+                ws_per_message_deflate=False,
                 access_log=False,
+                log_config=None,  # harmonia.log writes it, in its own format
                 log_level="warning",
                 backlog=BACKLOG,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=round(server.shutdown_grace_seconds + _FORCE_AFTER_S),
             )
         )
-        self._router = router
+        self._answers = answers
+        self._listening = asyncio.Event()
         self._grace_s = server.shutdown_grace_seconds
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
+        await super().startup(sockets)
+        self._listening.set()
+
+    async def wait_listening(self) -> None:
+        """Returns when requests are answered."""
+        await self._listening.wait()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop accepting; at the second signal stop everything."""
@@ -72,16 +98,32 @@ class Listener(uvicorn.Server):
             await self.lifespan.shutdown()
 
     def _end_streams(self) -> None:
-        self._router.abort(UnavailableError("the server is shutting down; send the request again elsewhere"))
+        self._answers.abort(UnavailableError("the server is shutting down; send the request again elsewhere"))
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; raises `InvalidRequestError` when the address cannot be had."""
+class InternalListener(uvicorn.Server):
+    """Serves operators beside a `Listener`, and ends when `should_exit` is set: signals are the other's."""
+
+    def __init__(self, app: FastAPI) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app, loop="uvloop", ws="none", lifespan="off", access_log=False, log_config=None, log_level="warning"
+            )
+        )
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone."""
+        yield
+
+
+def bind(host: str, port: int, remedy: str = "--host and --port") -> socket.socket:
+    """A listening socket; raises `InvalidRequestError`, which names the remedy, when the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        message = f"cannot listen on {host} port {port}: {error.strerror or error}; --host and --port choose another"
+        message = f"cannot listen on {host} port {port}: {error.strerror or error}; choose another with {remedy}"
         raise InvalidRequestError(message, field="port") from error
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import uvicorn
 
+from benchmarks import postgres
 from harmonia.config.control import ControlConfig
 from harmonia.server.control import create_control_app
 from harmonia.server.db.database import Database
@@ -24,16 +25,20 @@ if TYPE_CHECKING:
 
 ADMIN = "admin@example.com"
 
+on_both = pytest.mark.parametrize("database_address", ["sqlite", "postgresql"], indirect=True)
+"""For tests, or as `pytestmark`: the fixtures `plane` and `database` on either database, not only on SQLite."""
+
 
 class Plane:
     """A control plane in a thread of its own."""
 
     def __init__(self, config: ControlConfig) -> None:
-        self.config = config
         self.api_key = ""
         self.services: Services | None = None
-        self._socket = socket.socket()
+        self._socket = socket.socket(proto=socket.IPPROTO_TCP)  # else asyncio leaves Nagle's delays on
         self._socket.bind(("127.0.0.1", 0))
+        # Jobs reach it by what its settings say.
+        self.config = config.at_port(self._socket.getsockname()[1])
         self._ready = threading.Event()
         self._server: uvicorn.Server | None = None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
@@ -70,10 +75,26 @@ class Plane:
             await serving
 
 
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[postgres.Postgres]:
+    """Started when the first test of a process wants it."""
+    with postgres.running() as server:
+        yield server
+
+
 @pytest.fixture
-def plane(tmp_path: Path) -> Iterator[Plane]:
-    """On SQLite, with an admin."""
-    with Plane(ControlConfig(data_dir=tmp_path)) as plane:
+def database_address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database: a file, unless `on_both` asks for the other kind."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return f"sqlite:///{tmp_path / 'harmonia.db'}"
+    server: postgres.Postgres = request.getfixturevalue("postgresql")
+    return server.new_database()
+
+
+@pytest.fixture
+def plane(tmp_path: Path, database_address: str) -> Iterator[Plane]:
+    """With an admin."""
+    with Plane(ControlConfig(data_dir=tmp_path, db={"url": database_address})) as plane:
         yield plane
 
 
@@ -86,9 +107,9 @@ def adaptive(plane: Plane) -> Adaptive:
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    """Empty tables on SQLite."""
-    database = Database(f"sqlite:///{tmp_path / 'harmonia.db'}")
+async def database(database_address: str) -> AsyncIterator[Database]:
+    """Empty tables."""
+    database = Database(database_address)
     async with database.engine.begin() as connection:
         await connection.run_sync(METADATA.create_all)
     yield database

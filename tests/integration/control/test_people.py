@@ -7,7 +7,9 @@ import pytest
 from adaptive_sdk import Adaptive
 from adaptive_sdk.graphql_client.exceptions import GraphQLClientGraphQLMultiError, GraphQLClientHttpError
 
-from tests.integration.control.conftest import ADMIN, Plane
+from tests.integration.control.conftest import ADMIN, Plane, on_both
+
+pytestmark = on_both
 
 
 def test_the_admin_is_there_with_all_roles(adaptive: Adaptive) -> None:

@@ -65,7 +65,7 @@ def test_flags_become_values(argv: str, values: dict[str, Any]) -> None:
     ("argv", "says"),
     [
         ("--epoch 3", "unknown flag --epoch; did you mean --epochs?"),
-        ("--xyz 3", "(`harmonia run --help` shows the options of `harmonia run` itself)"),
+        ("--xyz 3", "(without the `--`, `--help` shows the options of the command itself)"),
         ("--validate-often yes", "got 'yes'; give --validate-often or --no-validate-often"),
         ("--warmup.rl 3", "did you mean --warmup.lr?"),
         ("--no-epochs", "unknown flag --no-epochs"),

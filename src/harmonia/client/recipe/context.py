@@ -21,7 +21,9 @@ from harmonia.client.grades import EvalSample
 from harmonia.client.identifiers import uuid_v7
 from harmonia.client.recipe.config import RecipeConfig, RecipeConfigCli
 from harmonia.client.recipe.control_plane import ControlPlane
+from harmonia.client.recipe.http_plane import HttpControlPlane
 from harmonia.client.recipe.notifiers import JobNotifier
+from harmonia.client.recipe.platform import ControlPlaneJobNotifier
 from harmonia.client.recipe.stdout import StdoutJobNotifier
 from harmonia.errors import UnavailableError
 
@@ -72,8 +74,11 @@ class RecipeContext:
     ) -> RecipeContextManager:
         """Connect to the worker; await it, or use it with `async with`.
 
-        job: where to report; standard output by default. checkpoint_restore_data: trainers' state from an earlier run.
-        UnavailableError if the config asks for a control plane, WorkerLostError if the worker does not answer.
+        job: where to report; the control plane or standard output by default. checkpoint_restore_data: trainers' state
+        from an earlier run.
+
+        With `control_plane_url`, `project` and a key the job reports to the control plane, which also knows models and
+        data sets by key. UnavailableError if the address is missing, WorkerLostError if the worker does not answer.
         """
         return RecipeContextManager(config, job, checkpoint_restore_data)
 
@@ -106,6 +111,8 @@ class RecipeContext:
     def close(self) -> asyncio.Future[None]:
         """Free the models, disconnect, and let go of the job. It begins at once; await the result to see its end."""
         self.job.close()
+        if isinstance(self.control_plane, HttpControlPlane):
+            self.control_plane.close()
         return self.client.close()
 
     @staticmethod
@@ -153,12 +160,17 @@ class RecipeContextManager:
 
     async def _open(self) -> RecipeContext:
         """A context whose job runs. A job that cannot begin is told why."""
-        job = self._job or StdoutJobNotifier(self._config.job_id or uuid_v7())
+        plane, job_id = _control_plane(self._config), self._config.job_id or uuid_v7()
+        job = self._job or (StdoutJobNotifier(job_id) if plane is None else ControlPlaneJobNotifier(plane, job_id))
         context = RecipeContext(self._config, _internal=True)
         context.job = job
+        context.control_plane = plane
         context.checkpoint_restore_data = self._restore_data
         try:
-            _refuse_control_plane(self._config)
+            _refuse_missing_plane(self._config)
+            if plane is not None and self._config.resume_checkpoint_artifact_id:
+                metadata = plane.get_checkpoint_metadata(self._config.resume_checkpoint_artifact_id)
+                context.checkpoint_restore_data = metadata["user_data"]
             job.start_heartbeat(_HEARTBEAT_S)
             context.client = await _connect(self._config, job.job_id)
             job.mark_running()
@@ -180,17 +192,27 @@ async def _connect(config: RecipeConfig, job_id: str) -> HarmonyClient:
     )
 
 
-def _refuse_control_plane(config: RecipeConfig) -> None:
-    """UnavailableError where the config needs a control plane."""
+def _control_plane(config: RecipeConfig) -> HttpControlPlane | None:
+    """The control plane that the config names."""
+    key = config.control_plane_api_token or config.api_key
+    if not (config.control_plane_url and config.project and key):
+        return None
+    return HttpControlPlane(config.control_plane_url, key, config.project)
+
+
+def _refuse_missing_plane(config: RecipeConfig) -> None:
+    """UnavailableError where the config needs a control plane and does not say where it is."""
+    if config.control_plane_url:
+        return
     if config.project and (config.control_plane_api_token or config.api_key):
         raise UnavailableError(
-            f"project {config.project!r} and a key ask for a control plane, which this version does not have; "
-            "leave out `project`, or `api_key` and `control_plane_api_token`: a worker reached directly needs none"
+            f"project {config.project!r} and a key ask for a control plane; give its address as `control_plane_url`, "
+            "or leave out `project`, or `api_key` and `control_plane_api_token`: a worker reached directly needs none"
         )
     if config.resume_checkpoint_artifact_id:
         raise UnavailableError(
-            f"resume_checkpoint_artifact_id {config.resume_checkpoint_artifact_id!r} asks for a control plane, which "
-            "this version does not have; pass checkpoint_restore_data to RecipeContext.from_config"
+            f"resume_checkpoint_artifact_id {config.resume_checkpoint_artifact_id!r} asks for a control plane; give "
+            "its address as `control_plane_url`, or pass checkpoint_restore_data to RecipeContext.from_config"
         )
 
 

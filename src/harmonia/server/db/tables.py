@@ -2,9 +2,40 @@
 
 from __future__ import annotations
 
-from harmonia.server.db import people, projects
+from harmonia.server.db import (
+    abtests,
+    datasets,
+    graders,
+    integrations,
+    interactions,
+    jobs,
+    logins,
+    metrics,
+    models,
+    monitoring,
+    people,
+    projects,
+    recipes,
+    uploads,
+)
 from harmonia.server.db.base import Base
 
-__all__ = ["METADATA", "people", "projects"]
+__all__ = [
+    "METADATA",
+    "abtests",
+    "datasets",
+    "graders",
+    "integrations",
+    "interactions",
+    "jobs",
+    "logins",
+    "metrics",
+    "models",
+    "monitoring",
+    "people",
+    "projects",
+    "recipes",
+    "uploads",
+]
 
 METADATA = Base.metadata

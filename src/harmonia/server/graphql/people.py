@@ -162,6 +162,15 @@ class RoleCreate:
     key: Key | None = None
 
 
+@strawberry.input
+class RoleUpdate:
+    """What a role shall be from now on; what is not given stays."""
+
+    role: IdOrKey
+    name: str | None = None
+    permissions: list[str] | None = None
+
+
 @strawberry.type
 class PeopleQuery:
     """Who there is."""
@@ -239,6 +248,7 @@ class PeopleMutation:
         return Role.of(await people.create_role(info.context.caller, input.name, input.key, input.permissions))
 
     @strawberry.mutation
-    async def create_api_key(self, info: Info) -> str:
-        """A further key of the caller, shown this once."""
-        return await info.context.services.people.create_key(info.context.caller)
+    async def update_role(self, info: Info, input: RoleUpdate) -> Role:
+        """Whoever has the role may do what it says from the next call on."""
+        people = info.context.services.people
+        return Role.of(await people.update_role(info.context.caller, input.role, input.name, input.permissions))

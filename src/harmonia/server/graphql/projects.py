@@ -8,6 +8,8 @@ import strawberry
 
 from harmonia.server.db import projects as db
 from harmonia.server.graphql.context import Info
+from harmonia.server.graphql.metrics import MetricFilter, MetricWithContext
+from harmonia.server.graphql.models import ModelService
 from harmonia.server.graphql.people import Role, Team
 from harmonia.server.graphql.scalars import IdOrKey, Key, Timestamp
 from harmonia.server.services.projects import NewProject, ShareWish
@@ -42,6 +44,19 @@ class Project:
     async def permissions(self, info: Info) -> list[str]:
         """What the caller may do here."""
         return await info.context.services.projects.permissions(info.context.caller, self.id)
+
+    @strawberry.field
+    async def model_services(self, info: Info) -> list[ModelService]:
+        """The models in it."""
+        return [ModelService.of(bound) for bound in await info.context.services.deployments.of_project(self.id)]
+
+    @strawberry.field
+    async def metrics(self, info: Info, filter: MetricFilter | None = None) -> list[MetricWithContext]:
+        """What its completions are measured by."""
+        registry = info.context.services.metrics_registry
+        wish = None if filter is None else filter.wish
+        found = await registry.of_project(info.context.caller, self.id, wish)
+        return [MetricWithContext.of(item) for item in found]
 
     @strawberry.field
     async def shares(self, info: Info) -> list[Share]:

@@ -28,6 +28,12 @@ def _text(value: Any) -> str:
 def _moment(value: Any) -> object:
     if not isinstance(value, str | int):
         raise InvalidRequestError(f"expected milliseconds since 1970 or a date as text, got {value!r}")
+    return _long(value) if isinstance(value, int) else value
+
+
+def _long(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value.bit_length() > 63:
+        raise InvalidRequestError("expected a whole number of up to 64 bits")
     return value
 
 
@@ -37,7 +43,9 @@ SCALARS: dict[object, ScalarDefinition] = {
     ),
     Key: strawberry.scalar(name="Key", description="A key that people choose.", parse_value=_text),
     Timestamp: strawberry.scalar(name="Timestamp", description="UTC milliseconds since 1970.", serialize=int),
-    LongInt: strawberry.scalar(name="LongInt", description="A whole number of up to 64 bits.", serialize=int),
+    LongInt: strawberry.scalar(
+        name="LongInt", description="A whole number of up to 64 bits.", serialize=int, parse_value=_long
+    ),
     DateTimeText: strawberry.scalar(name="DateTime", description="A moment as in RFC 3339."),
     InputDatetime: strawberry.scalar(
         name="InputDatetime",

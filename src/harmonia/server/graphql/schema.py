@@ -5,29 +5,79 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator
 
 from fastapi import APIRouter, Request
+from graphql import DefinitionNode, FieldNode, GraphQLError, OperationDefinitionNode
 from graphql import ExecutionResult as GraphQLResult
-from graphql import GraphQLError
+from sqlalchemy.exc import IntegrityError
 from strawberry import Schema
 from strawberry.extensions import SchemaExtension
-from strawberry.fastapi import GraphQLRouter
 from strawberry.tools import merge_types
-from strawberry.types import ExecutionResult
+from strawberry.types import ExecutionContext, ExecutionResult
 
 from harmonia.errors import EntityNotFoundError, HarmoniaError
 from harmonia.log import get_logger
+from harmonia.server.graphql.abtests import AbTestMutation, AbTestQuery
+from harmonia.server.graphql.api_keys import ApiKeyMutation, ApiKeyQuery
+from harmonia.server.graphql.audit import AuditQuery
+from harmonia.server.graphql.compute import ComputeMutation, ComputeQuery
 from harmonia.server.graphql.context import Context
+from harmonia.server.graphql.datasets import DatasetMutation, DatasetQuery
+from harmonia.server.graphql.deployments import ModelMutation
+from harmonia.server.graphql.graders import GraderMutation, GraderQuery
+from harmonia.server.graphql.integrations import IntegrationMutation, IntegrationQuery
+from harmonia.server.graphql.interactions import InteractionQuery
+from harmonia.server.graphql.job_reports import JobReportMutation
+from harmonia.server.graphql.jobs import JobMutation, JobQuery
+from harmonia.server.graphql.limits import LIMITS, LimitedRouter
+from harmonia.server.graphql.metrics import MetricMutation, MetricQuery
+from harmonia.server.graphql.models import ModelQuery
+from harmonia.server.graphql.monitoring import MonitoringMutation, MonitoringQuery
 from harmonia.server.graphql.people import PeopleMutation, PeopleQuery
 from harmonia.server.graphql.projects import ProjectMutation, ProjectQuery
+from harmonia.server.graphql.recipes import RecipeMutation, RecipeQuery
+from harmonia.server.graphql.remote_envs import RemoteEnvMutation, RemoteEnvQuery
 from harmonia.server.graphql.scalars import CONFIG
-from harmonia.server.services.access import bearer
+from harmonia.server.rest.callers import caller_of
 from harmonia.server.services.services import Services
 
 PATH = "/api/graphql"
 
 log = get_logger(__name__)
 
-QUERIES = (PeopleQuery, ProjectQuery)
-MUTATIONS = (PeopleMutation, ProjectMutation)
+QUERIES = (
+    AbTestQuery,
+    InteractionQuery,
+    MetricQuery,
+    PeopleQuery,
+    ApiKeyQuery,
+    AuditQuery,
+    ProjectQuery,
+    MonitoringQuery,
+    RecipeQuery,
+    JobQuery,
+    ModelQuery,
+    ComputeQuery,
+    DatasetQuery,
+    GraderQuery,
+    RemoteEnvQuery,
+    IntegrationQuery,
+)
+MUTATIONS = (
+    AbTestMutation,
+    MetricMutation,
+    PeopleMutation,
+    ApiKeyMutation,
+    ProjectMutation,
+    MonitoringMutation,
+    RecipeMutation,
+    JobMutation,
+    JobReportMutation,
+    ModelMutation,
+    ComputeMutation,
+    DatasetMutation,
+    GraderMutation,
+    RemoteEnvMutation,
+    IntegrationMutation,
+)
 
 
 class _Errors(SchemaExtension):
@@ -40,14 +90,39 @@ class _Errors(SchemaExtension):
             result.errors = [_told(error) for error in result.errors]
 
 
+class _Operation(SchemaExtension):
+    """Tells the metrics which field of the schema was asked for. Names that callers make up would have no end."""
+
+    def on_execute(self) -> Iterator[None]:
+        context, document = self.execution_context.context, self.execution_context.graphql_document
+        fields = [] if document is None else [_first_field(node) for node in document.definitions]
+        context.request.state.graphql_operation = next((name for name in fields if name), "")
+        yield
+
+
+def _first_field(node: DefinitionNode) -> str:
+    if not isinstance(node, OperationDefinitionNode):
+        return ""
+    return next((item.name.value for item in node.selection_set.selections if isinstance(item, FieldNode)), "")
+
+
+class _Schema(Schema):
+    def process_errors(self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None) -> None:
+        """Write nothing: the text of a query holds what callers keep secret, and `_Errors` logs what is a bug."""
+
+
 def _told(error: GraphQLError) -> GraphQLError:
     original = error.original_error
-    if original is None:
-        return error  # the query itself is wrong
+    if original is None or isinstance(original, GraphQLError):
+        return error  # the query itself is wrong, or its variables
     if isinstance(original, EntityNotFoundError):
         message = f"EntityNotFound: {original.message}"
     elif isinstance(original, HarmoniaError):
         message = original.message
+    elif isinstance(original, RecursionError):
+        message = "the document is nested too deeply"
+    elif isinstance(original, IntegrityError):  # what was checked held until somebody else was faster by a moment
+        message = "somebody else made or deleted the same at this moment; look it up and try again"
     else:
         log.error("a resolver failed", exc_info=original)
         message = "the server met an error of its own; its log has the trace"
@@ -58,17 +133,21 @@ def _told(error: GraphQLError) -> GraphQLError:
 def make_schema() -> Schema:
     """All areas in one schema."""
     query, mutation = merge_types("QueryRoot", QUERIES), merge_types("MutationRoot", MUTATIONS)
-    return Schema(query=query, mutation=mutation, config=CONFIG, extensions=[_Errors])
+    return _Schema(query=query, mutation=mutation, config=CONFIG, extensions=[_Errors, _Operation, *LIMITS])
 
 
 def make_router(services: Services) -> APIRouter:
     """`POST /api/graphql`; callers without a valid key get 401 before anything runs."""
 
     async def context(request: Request) -> Context:
-        caller = await services.access.caller(bearer(request.headers.get("authorization")))
-        return Context(services, caller)
+        return Context(services, await caller_of(services, request))
 
     getter: Callable[..., Awaitable[Context]] = context
-    return GraphQLRouter(
-        make_schema(), path=PATH, context_getter=getter, graphql_ide=None, multipart_uploads_enabled=True
+    return LimitedRouter(
+        make_schema(),
+        path=PATH,
+        context_getter=getter,
+        graphql_ide=None,
+        allow_queries_via_get=False,
+        multipart_uploads_enabled=True,
     )

@@ -5,14 +5,27 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
-from harmonia.protocol.client import Stream
-from harmonia.protocol.messages import Delta, Finished, Generate, TokenLogprob, ToolCall, Usage
+from harmonia.protocol.client import Event
+from harmonia.protocol.messages import Delta, Finished, Generate, TokenLogprob, ToolCall
 from harmonia.server.rest.schemas.fields import PromptTokensDetails, UsageReport
 
 DeltaMap = Callable[[Delta], Delta]
+
+
+class Source(Protocol):
+    """Events of requests that were sent: a worker's `Stream`, or an external model's."""
+
+    async def next_events(self) -> list[Event]:
+        """What came since the last call, at least one event; empty at the end. Raises what a request failed with."""
+        ...
+
+    def cancel(self) -> None:
+        """Give up what is still running; safe to call at any time."""
+        ...
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,8 +46,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
         return self.choice_of[delta.id] + delta.index
 
 
-def head_of(kind: str, requests: tuple[Generate, ...], session_id: str | None, return_token_ids: bool) -> Head:
-    """The head for some requests whose choices follow each other; `kind` begins its id."""
+def head_of(kind: str, requests: tuple[Generate, ...], model: str, return_token_ids: bool) -> Head:
+    """The head for some requests whose choices follow each other; `kind` begins its id, `model` is the name to show."""
     first, choice_of = 0, {}
     for request in requests:
         choice_of[request.id] = first
@@ -42,8 +55,8 @@ def head_of(kind: str, requests: tuple[Generate, ...], session_id: str | None, r
     return Head(
         id=f"{kind}-{uuid.uuid4().hex}",
         created=int(time.time()),
-        model=requests[0].model,
-        session_id=session_id or str(uuid.uuid4()),
+        model=model,
+        session_id=requests[0].session_id or str(uuid.uuid4()),
         choice_of=choice_of,
         completion_ids=tuple(str(uuid.uuid4()) for _ in range(first)),
         return_token_ids=return_token_ids,
@@ -78,19 +91,30 @@ class Answer:
         self.prompt_logprobs = delta.prompt_logprobs or self.prompt_logprobs
 
 
-class Tally:
-    """Sums the usage of the requests behind one HTTP request."""
+class Gathered:
+    """All answers of one HTTP request, growing, and what they took."""
 
-    def __init__(self) -> None:
+    def __init__(self, head: Head) -> None:
+        self.head = head
+        self.answers = [Answer() for _ in head.completion_ids]
+        self.timings_ms: dict[str, float] = {}
+        """`queue`, `ttft` and `total` of the request that took longest."""
         self._prompt = self._completion = self._cached = 0
 
-    def add(self, usage: Usage) -> None:
-        """Count one request."""
-        self._prompt += usage.prompt_tokens
-        self._completion += usage.completion_tokens
-        self._cached += usage.cached_tokens
+    def add(self, delta: Delta) -> None:
+        """Append a delta to its answer."""
+        self.answers[self.head.index(delta)].add(delta)
 
-    def report(self) -> UsageReport:
+    def finish(self, event: Finished) -> None:
+        """Count one of the requests, which is complete."""
+        self._prompt += event.usage.prompt_tokens
+        self._completion += event.usage.completion_tokens
+        self._cached += event.usage.cached_tokens
+        for name, value in event.timings_ms.items():
+            self.timings_ms[name] = max(value, self.timings_ms.get(name, 0.0))
+
+    @property
+    def usage(self) -> UsageReport:
         """The sums as OpenAI's `usage`."""
         return UsageReport(
             prompt_tokens=self._prompt,
@@ -100,14 +124,13 @@ class Tally:
         )
 
 
-async def collect(stream: Stream, head: Head, change: DeltaMap | None) -> tuple[list[Answer], UsageReport]:
+async def collect(source: Source, head: Head, change: DeltaMap | None) -> Gathered:
     """Wait for the end of a stream and return all its answers, each delta passed through `change`."""
-    answers = [Answer() for _ in head.completion_ids]
-    tally = Tally()
-    while events := await stream.next_events():
+    gathered = Gathered(head)
+    while events := await source.next_events():
         for event in events:
             if isinstance(event, Finished):
-                tally.add(event.usage)
+                gathered.finish(event)
             else:
-                answers[head.index(event)].add(change(event) if change is not None else event)
-    return answers, tally.report()
+                gathered.add(change(event) if change is not None else event)
+    return gathered

@@ -9,16 +9,15 @@ from fastapi import APIRouter, Request, Response
 
 from harmonia.errors import InvalidRequestError
 from harmonia.protocol.messages import ChatPrompt, Constraint, Generate
-from harmonia.server.rest.answers import collect, head_of
 from harmonia.server.rest.body import read_body
-from harmonia.server.rest.caller import Caller
 from harmonia.server.rest.chat_format import ChatChunks, chat_response
-from harmonia.server.rest.context import Api, json_response
+from harmonia.server.rest.context import Api
+from harmonia.server.rest.exchange import Exchange, Form
 from harmonia.server.rest.openapi import describe
 from harmonia.server.rest.prompts import chat_messages
 from harmonia.server.rest.sampling import sampling_params
 from harmonia.server.rest.schemas import ChatRequest, ChatResponse
-from harmonia.server.rest.sse import EventStream
+from harmonia.server.rest.target import Target
 from harmonia.server.rest.tools import ToolPlan, plan_tools
 
 router = APIRouter(tags=["inference"])
@@ -29,32 +28,16 @@ async def create_chat_completion(request: Request, api: Api) -> Response:
     """Answer a conversation."""
     body = await read_body(request, ChatRequest, api.config.server.max_body_bytes)
     tools = plan_tools(body)
-    generate = _generate(body, tools)
-    replica = api.router.pick(body.model, body.session_id)
-    request.state.model = body.model
-    generate.sampling.validate(replica.description.vocab_size)
-    head = head_of("chatcmpl", (generate,), body.session_id, bool(body.return_token_ids))
-    change = tools.forced.apply if tools.forced is not None else None
-    stream = api.router.generate(replica, generate)
-    caller = Caller(request, api.config.server.timeout_seconds)
-    try:
-        if not body.stream:
-            answers, usage = await caller.wait_for(collect(stream, head, change))
-            caller.close()
-            return json_response(chat_response(head, answers, usage))
-        first = await caller.wait_for(stream.next_events())
-    except BaseException:
-        stream.cancel()
-        caller.close()
-        raise
+    target = await api.find_target(request, body)
+    generate = _generate(body, tools, target)
     # OpenAI's clients name themselves; see ChatChunks for what they need.
     merging = "OpenAI/" in request.headers.get("user-agent", "")
-    options = body.stream_options
-    include_usage = options is not None and bool(options.include_usage)
-    return EventStream(caller, stream, first, ChatChunks(head, merging), change, include_usage)
+    change = tools.forced.apply if tools.forced is not None else None
+    form = Form("chatcmpl", chat_response, lambda head: ChatChunks(head, merging), change)
+    return await Exchange(request, api, body, target, (generate,)).answer(form)
 
 
-def _generate(body: ChatRequest, tools: ToolPlan) -> Generate:
+def _generate(body: ChatRequest, tools: ToolPlan, target: Target) -> Generate:
     _refuse_unsupported(body)
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
@@ -66,7 +49,7 @@ def _generate(body: ChatRequest, tools: ToolPlan) -> Generate:
         constraint = tools.constraint
     return Generate(
         id=uuid.uuid4().hex,
-        model=body.model,
+        model=target.key,
         prompt=ChatPrompt(
             messages=chat_messages(body.messages), tools=tools.tools, template_args=body.chat_template_kwargs or {}
         ),
@@ -74,7 +57,7 @@ def _generate(body: ChatRequest, tools: ToolPlan) -> Generate:
         n=body.n or 1,
         constraint=constraint,
         session_id=body.session_id,
-        max_ttft_ms=body.max_ttft_ms,
+        max_ttft_ms=target.max_ttft_ms if body.max_ttft_ms is None else body.max_ttft_ms,
         parse_tools=tools.parse,
         stream=bool(body.stream),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harmonia.protocol.messages import Delta, TokenLogprob
-from harmonia.server.rest.answers import Answer, Head
+from harmonia.server.rest.answers import Answer, Gathered, Head
 from harmonia.server.rest.schemas.chat import (
     ChatAnswer,
     ChatChoice,
@@ -80,8 +80,9 @@ class ChatChunks(ChunkEncoder):
         return self._start + b'],"usage":' + to_json(usage) + b"}\n\n"
 
 
-def chat_response(head: Head, answers: list[Answer], usage: UsageReport) -> ChatResponse:
+def chat_response(gathered: Gathered) -> ChatResponse:
     """The whole response."""
+    head, answers = gathered.head, gathered.answers
     prompt_ids = list(answers[0].prompt_token_ids) if head.return_token_ids else None
     return ChatResponse(
         id=head.id,
@@ -90,7 +91,7 @@ def chat_response(head: Head, answers: list[Answer], usage: UsageReport) -> Chat
         model=head.model,
         session_id=head.session_id,
         choices=[_choice(head, index, answer) for index, answer in enumerate(answers)],
-        usage=usage,
+        usage=gathered.usage,
         prompt_token_ids=prompt_ids,
     )
 

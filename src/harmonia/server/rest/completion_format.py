@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from harmonia.protocol.messages import Delta, TextPrompt, TokenLogprob, TokenPrompt
-from harmonia.server.rest.answers import Answer, Head
+from harmonia.server.rest.answers import Answer, Gathered, Head
 from harmonia.server.rest.schemas.completions import CompletionChoice, CompletionLogprobs, CompletionResponse
 from harmonia.server.rest.schemas.fields import UsageReport
 from harmonia.server.rest.sse import ChunkEncoder, to_json
@@ -54,8 +54,9 @@ class CompletionChunks(ChunkEncoder):
         return self._start + b'],"usage":' + to_json(_count(usage, self._echo)) + b"}\n\n"
 
 
-def completion_response(head: Head, answers: list[Answer], usage: UsageReport, echo: Echo) -> CompletionResponse:
+def completion_response(gathered: Gathered, echo: Echo) -> CompletionResponse:
     """The whole response."""
+    head, answers = gathered.head, gathered.answers
     per_prompt = len(answers) // max(1, len(head.choice_of))
     for index, answer in enumerate(answers):
         # The worker reports the prompt once, with the first of its answers.
@@ -68,7 +69,7 @@ def completion_response(head: Head, answers: list[Answer], usage: UsageReport, e
         model=head.model,
         session_id=head.session_id,
         choices=[_choice(head, index, answer, echo) for index, answer in enumerate(answers)],
-        usage=_count(usage, echo),
+        usage=_count(gathered.usage, echo),
     )
 
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import uuid
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
 from harmonia.errors import InvalidRequestError
 from harmonia.protocol.messages import Generate, TextPrompt, TokenPrompt
-from harmonia.server.rest.answers import collect, head_of
 from harmonia.server.rest.body import read_body
-from harmonia.server.rest.caller import Caller
 from harmonia.server.rest.completion_format import CompletionChunks, Echo, completion_response
-from harmonia.server.rest.context import Api, json_response
+from harmonia.server.rest.context import Api
+from harmonia.server.rest.exchange import Exchange, Form
 from harmonia.server.rest.openapi import describe
-from harmonia.server.rest.prompts import check_tokens, parse_prompts
+from harmonia.server.rest.prompts import parse_prompts
 from harmonia.server.rest.sampling import sampling_params
 from harmonia.server.rest.schemas import CompletionRequest, CompletionResponse
-from harmonia.server.rest.sse import EventStream
+from harmonia.server.rest.target import Target
 
 router = APIRouter(tags=["inference"])
 
@@ -33,30 +33,14 @@ async def create_completion(request: Request, api: Api) -> Response:
     prompts = parse_prompts(body.prompt, "prompt")
     _refuse_unsupported(body, len(prompts))
     echo = Echo(prompts=prompts if body.echo else (), prompt_only=body.max_tokens == 0, num_top=body.logprobs)
-    requests = _generates(body, prompts, echo)
-    replica = api.router.pick(body.model, body.session_id)
-    request.state.model = body.model
-    requests[0].sampling.validate(replica.description.vocab_size)
-    check_tokens(prompts, replica.description.vocab_size, "prompt")
-    head = head_of("cmpl", requests, body.session_id, bool(body.return_token_ids))
-    stream = api.router.generate(replica, *requests)
-    caller = Caller(request, api.config.server.timeout_seconds)
-    try:
-        if not body.stream:
-            answers, usage = await caller.wait_for(collect(stream, head, None))
-            caller.close()
-            return json_response(completion_response(head, answers, usage, echo))
-        first = await caller.wait_for(stream.next_events())
-    except BaseException:
-        stream.cancel()
-        caller.close()
-        raise
-    include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-    return EventStream(caller, stream, first, CompletionChunks(head, echo), None, include_usage)
+    target = await api.find_target(request, body)
+    requests = _generates(body, prompts, echo, target)
+    form = Form("cmpl", partial(completion_response, echo=echo), lambda head: CompletionChunks(head, echo))
+    return await Exchange(request, api, body, target, requests).answer(form)
 
 
 def _generates(
-    body: CompletionRequest, prompts: tuple[TextPrompt | TokenPrompt, ...], echo: Echo
+    body: CompletionRequest, prompts: tuple[TextPrompt | TokenPrompt, ...], echo: Echo, target: Target
 ) -> tuple[Generate, ...]:
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else max(1, body.max_tokens)
     # The text of echoed token ids is known to the worker only; it comes with their log-probabilities.
@@ -66,12 +50,12 @@ def _generates(
     return tuple(
         Generate(
             id=uuid.uuid4().hex,
-            model=body.model,
+            model=target.key,
             prompt=prompt,
             sampling=sampling,
             n=body.n or 1,
             session_id=body.session_id,
-            max_ttft_ms=body.max_ttft_ms,
+            max_ttft_ms=target.max_ttft_ms if body.max_ttft_ms is None else body.max_ttft_ms,
             stream=bool(body.stream),
         )
         for prompt in prompts

@@ -10,6 +10,7 @@ from harmonia.config.server import ServerConfig
 from harmonia.router import Router
 from harmonia.server.rest.schemas.fields import ResponseModel
 from harmonia.server.rest.sse import to_json
+from harmonia.server.rest.target import FindTarget, named_target
 from harmonia.server.services.auth import KeyRing
 from harmonia.server.services.metrics import Metrics
 
@@ -17,9 +18,11 @@ from harmonia.server.services.metrics import Metrics
 class Context:
     """The parts of the server that requests use."""
 
-    def __init__(self, config: ServerConfig, router: Router) -> None:
+    def __init__(self, config: ServerConfig, router: Router, find_target: FindTarget = named_target) -> None:
+        """find_target: says which model answers a request, and refuses who may not ask it."""
         self.config = config
         self.router = router
+        self.find_target = find_target
         self.keys = KeyRing(config.api_keys)
         self.metrics = Metrics()
 

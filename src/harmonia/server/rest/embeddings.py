@@ -29,12 +29,16 @@ async def create_embeddings(request: Request, api: Api) -> Response:
     """Turn texts into vectors of length 1."""
     body = await read_body(request, EmbeddingRequest, api.config.server.max_body_bytes)
     prompts = parse_prompts(body.input, "input")
-    replica = api.router.pick(body.model)
-    request.state.model = body.model
+    target = await api.find_target(request, body)
+    if target.external is not None:
+        raise InvalidRequestError(f"model: {target.shown} is an external model, which gives no vectors", field="model")
+    replica = api.router.pick(target.key)
+    request.state.model = target.shown
     check_tokens(prompts, replica.description.vocab_size, "input")
     timeout_s = api.config.server.timeout_seconds
     caller = Caller(request, timeout_s)
-    message = Embed(id=uuid.uuid4().hex, model=body.model, prompts=prompts, max_ttft_ms=body.max_ttft_ms)
+    max_ttft_ms = target.max_ttft_ms if body.max_ttft_ms is None else body.max_ttft_ms
+    message = Embed(id=uuid.uuid4().hex, model=target.key, prompts=prompts, max_ttft_ms=max_ttft_ms)
     try:
         # The caller's own limit ends the wait; the client's lies just above it and never fires first.
         answer = await caller.wait_for(api.router.embed(replica, message, timeout_s + 1))
@@ -47,7 +51,7 @@ async def create_embeddings(request: Request, api: Api) -> Response:
     ]
     num_tokens = answer.usage.prompt_tokens
     usage = UsageReport(prompt_tokens=num_tokens, completion_tokens=0, total_tokens=num_tokens)
-    return json_response(EmbeddingResponse(data=items, model=body.model, usage=usage))
+    return json_response(EmbeddingResponse(data=items, model=target.shown, usage=usage))
 
 
 def _embedding(raw: bytes, dimensions: int | None, as_text: bool) -> list[float] | str:

@@ -14,6 +14,7 @@ from harmonia.errors import (
     AdapterLimitError,
     AuthenticationError,
     DeadlineExceededError,
+    EntityNotFoundError,
     HarmoniaError,
     InsufficientMemoryError,
     InvalidRequestError,
@@ -45,6 +46,12 @@ class MediaTypeError(InvalidRequestError):
     code = "unsupported_media_type"
 
 
+class RateLimitError(OverloadedError):
+    """The caller asks too often."""
+
+    code = "rate_limit_exceeded"
+
+
 class Kind(NamedTuple):
     """How one class of exceptions looks on the wire."""
 
@@ -57,12 +64,14 @@ _KINDS: dict[type[Exception], Kind] = {
     BodyTooLargeError: Kind(413, "invalid_request_error", "body_too_large"),
     MediaTypeError: Kind(415, "invalid_request_error", "unsupported_media_type"),
     SequenceTooLongError: Kind(400, "invalid_request_error", "context_length_exceeded"),
+    EntityNotFoundError: Kind(404, "invalid_request_error", "not_found"),
     UnknownModelError: Kind(404, "invalid_request_error", "model_not_found"),
     AdapterLimitError: Kind(409, "invalid_request_error", "adapter_limit"),
     InvalidRequestError: Kind(400, "invalid_request_error", "invalid_request"),
     AuthenticationError: Kind(401, "authentication_error", "invalid_api_key"),
     PermissionDeniedError: Kind(403, "permission_error", "permission_denied"),
     DeadlineExceededError: Kind(408, "timeout_error", "timeout"),
+    RateLimitError: Kind(429, "rate_limit_error", "rate_limit_exceeded"),
     OverloadedError: Kind(429, "rate_limit_error", "queue_full"),
     UnavailableError: Kind(503, "service_unavailable", "unavailable"),
     WorkerLostError: Kind(503, "service_unavailable", "worker_lost"),

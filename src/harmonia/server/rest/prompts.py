@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 from harmonia.errors import InvalidRequestError
-from harmonia.protocol.messages import JsonObject, TextPrompt, TokenPrompt
+from harmonia.protocol.messages import JsonObject, Prompt, TextPrompt, TokenPrompt
 from harmonia.server.rest.schemas.chat import ContentPart, Message, PastToolCall
 from harmonia.server.rest.schemas.completions import PromptInput
 
@@ -25,7 +26,7 @@ def parse_prompts(value: PromptInput, field: str) -> tuple[TextPrompt | TokenPro
     return tuple(_one(item, f"{field}[{index}]") for index, item in enumerate(value))
 
 
-def check_tokens(prompts: tuple[TextPrompt | TokenPrompt, ...], vocab_size: int, field: str) -> None:
+def check_tokens(prompts: Iterable[Prompt], vocab_size: int, field: str) -> None:
     """Raise `InvalidRequestError` for a token id that the model does not have."""
     for prompt in prompts:
         if isinstance(prompt, TokenPrompt) and max(prompt.token_ids) >= vocab_size:

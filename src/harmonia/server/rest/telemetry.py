@@ -36,8 +36,9 @@ class Telemetry:
         try:
             await self._app(scope, receive, observe)
         finally:
-            model = scope.get("state", {}).get("model")
-            self._metrics.observe_request(self._route(scope), status, time.perf_counter() - started, model)
+            state, seconds = scope.get("state", {}), time.perf_counter() - started
+            operation = state.get("graphql_operation", "")
+            self._metrics.observe_request(self._route(scope), status, seconds, state.get("model"), operation)
 
     def _route(self, scope: Scope) -> str:
         """The template that matched, not the path: a label for each path would never end."""

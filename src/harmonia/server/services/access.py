@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TypeVarTuple
 
@@ -91,8 +92,7 @@ class Access:
 
     async def caller(self, api_key: str) -> Caller:
         """Whoever owns a key; `AuthenticationError` if nobody does any longer."""
-        async with self._database.read() as session:
-            row = (await session.execute(_CALLER, {"digest": digest_of(api_key), "now": now_ms()})).first()
+        row = await self._database.first(_CALLER, {"digest": digest_of(api_key), "now": now_ms()})
         if row is None:
             raise AuthenticationError("the API key is not one that this server knows, or it was revoked")
         return Caller(row.id, row.email, row.job_id)
@@ -103,8 +103,7 @@ class Access:
         Raises `AuthenticationError`, `EntityNotFoundError` or `PermissionDeniedError`.
         """
         values = {"digest": digest_of(api_key), "now": now_ms(), "permission": permission, **_project_values(project)}
-        async with self._database.read() as session:
-            row = (await session.execute(_BY_KEY, values)).first()
+        row = await self._database.first(_BY_KEY, values)
         if row is not None:
             return ProjectAccess(Caller(row.id, row.email, row.job_id), row.project_id, row.project_key)
         return await self.require(await self.caller(api_key), project, permission)
@@ -139,6 +138,8 @@ async def require_in_project(session: AsyncSession, caller: Caller, project: str
 async def require_anywhere(session: AsyncSession, caller: Caller, permission: str) -> None:
     """Raise `PermissionDeniedError` unless the caller has the permission in some team."""
     assert permission in PERMISSIONS, permission
+    if permission.startswith("admin:"):
+        refuse_jobs(caller)
     query = (
         select(TeamMember.id)
         .join(RolePermission, RolePermission.role_id == TeamMember.role_id)
@@ -150,8 +151,14 @@ async def require_anywhere(session: AsyncSession, caller: Caller, permission: st
         )
 
 
+def refuse_jobs(caller: Caller) -> None:
+    """Raise `PermissionDeniedError` for a job: what its key could make would outlive the key."""
+    if caller.job_id is not None:
+        raise PermissionDeniedError("a job may not manage people and keys; do it with a key of your own")
+
+
 async def is_admin(session: AsyncSession, caller: Caller) -> bool:
-    """Whether the caller is a member of the reserved team."""
+    """Whether the caller is a member of the reserved team, whatever the role there permits."""
     query = (
         select(TeamMember.id)
         .join(Team, Team.id == TeamMember.team_id)
@@ -161,11 +168,35 @@ async def is_admin(session: AsyncSession, caller: Caller) -> bool:
 
 
 async def require_admin(session: AsyncSession, caller: Caller, permission: str) -> None:
-    """What only members of the reserved team may do, even with the permission."""
+    """What only members of the reserved team may do whose role there has the permission: one from elsewhere is not
+    enough."""
     await require_anywhere(session, caller, permission)
-    if not await is_admin(session, caller):
+    if permission not in await team_permissions(session, caller, ADMIN_TEAM):
         raise PermissionDeniedError(
-            f"{caller.email} is not a member of the team {ADMIN_TEAM!r}, and only its members may do this"
+            f"{caller.email} is not a member of the team {ADMIN_TEAM!r} with the permission {permission!r}, and only "
+            "such members may do this"
+        )
+
+
+async def team_permissions(session: AsyncSession, caller: Caller, team: str) -> frozenset[str]:
+    """What the caller may do as a member of a team, by its key."""
+    query = (
+        select(RolePermission.permission)
+        .join(TeamMember, TeamMember.role_id == RolePermission.role_id)
+        .join(Team, Team.id == TeamMember.team_id)
+        .where(TeamMember.user_id == caller.user_id, Team.key == team)
+    )
+    return frozenset((await session.execute(query)).scalars())
+
+
+async def require_no_more_than(session: AsyncSession, own: Collection[str], role_ids: Collection[uuid.UUID]) -> None:
+    """Raise `PermissionDeniedError` if one of the roles permits what `own` lacks: nobody gives, or takes from others,
+    more than they have."""
+    query = select(RolePermission.permission).where(RolePermission.role_id.in_(role_ids)).distinct()
+    missing = sorted(set((await session.execute(query)).scalars()) - set(own))
+    if missing:
+        raise PermissionDeniedError(
+            f"that takes permissions that you lack yourself ({', '.join(missing)}); ask somebody who has them"
         )
 
 
@@ -191,7 +222,8 @@ def visible_projects(caller: Caller, permission: str = "project:read") -> Select
 
 def _granted(query: Select[*Ts]) -> Select[*Ts]:
     """Joins members, their projects and the permissions that they have there."""
-    owns = or_(ProjectShare.is_owner == true(), ProjectShare.team_id.is_(None))
+    # A share never takes anything from the reserved team.
+    owns = or_(ProjectShare.is_owner == true(), Team.key == ADMIN_TEAM)
     role_id = case((owns, TeamMember.role_id), else_=ProjectShare.role_id)
     share = and_(ProjectShare.team_id == TeamMember.team_id, ProjectShare.project_id == Project.id)
     return (

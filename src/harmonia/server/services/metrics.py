@@ -80,10 +80,10 @@ class Metrics:
             "harmonia_http_requests", "HTTP requests", ("route", "status"), registry=self._registry
         )
 
-    def observe_request(self, route: str, status: int, seconds: float, model: str | None) -> None:
-        """Count a finished HTTP request; `model` is set for inference."""
+    def observe_request(self, route: str, status: int, seconds: float, model: str | None, operation: str = "") -> None:
+        """Count a finished HTTP request; `model` is set for inference, `operation` for GraphQL."""
         self._requests.labels(route, str(status)).inc()
-        self._durations.labels(route, "", str(status)).observe(seconds)
+        self._durations.labels(route, operation, str(status)).observe(seconds)
         if model is not None:
             self._generations.labels(POOL, model).observe(seconds)
 

@@ -13,23 +13,25 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from harmonia.errors import EntityNotFoundError, InvalidRequestError
 from harmonia.server.db.base import now_ms
 from harmonia.server.db.database import Database
+from harmonia.server.db.logins import LoginSession
 from harmonia.server.db.people import ApiKey, Role, RolePermission, Team, TeamMember, User
 from harmonia.server.services.access import (
     ADMIN_TEAM,
     Caller,
     by_id_or_key,
-    is_admin,
     key_row,
     new_api_key,
+    refuse_jobs,
     require_admin,
     require_anywhere,
+    require_no_more_than,
+    team_permissions,
 )
 from harmonia.server.services.audit import record
-from harmonia.server.services.keys import checked_key, key_from
+from harmonia.server.services.keys import checked_email, checked_key, checked_name, key_from
 from harmonia.server.services.permissions import DEFAULT_ROLES, PERMISSIONS
 
 _SYSTEM_NAME = re.compile(r"[a-z0-9_-]+")
-_EMAIL = re.compile(r"[^@\s]+@[^@\s]+")
 _SYSTEM_DOMAIN = "system.adaptive.local"
 
 
@@ -69,6 +71,7 @@ class People:
 
     async def bootstrap(self, email: str) -> str | None:
         """Make roles, the teams `admin` and `default`, and an admin: its key. None if that was done before."""
+        email = checked_email(email)
         async with self._database.begin() as session:
             if (await session.execute(select(User.id).limit(1))).first() is not None:
                 return None
@@ -87,6 +90,20 @@ class People:
             session.add(key_row(user.id, api_key))
             record(session, None, "user.create", f"user/{email}")
             return api_key
+
+    async def operator(self) -> Caller:
+        """Whoever has been in the team `admin` for longest: as whom the command line of the server acts."""
+        query = (
+            select(User.id, User.email)
+            .join(TeamMember, TeamMember.user_id == User.id)
+            .join(Team, Team.id == TeamMember.team_id)
+            .where(Team.key == ADMIN_TEAM, User.deleted_at.is_(None), User.is_system.is_(False))
+            .order_by(TeamMember.created_at, User.id)
+        )
+        row = await self._database.first(query.limit(1), {})
+        if row is None:
+            raise EntityNotFoundError(f"Nobody is left in the team {ADMIN_TEAM!r}", entity="user")
+        return Caller(row.id, row.email)
 
     async def me(self, caller: Caller) -> User | None:
         """The caller."""
@@ -120,14 +137,14 @@ class People:
 
     async def create_user(self, caller: Caller, new: NewUser) -> tuple[User, str | None]:
         """A user or service account, and its key if one is wanted, which is shown this once."""
-        email = _email_of(new)
+        email, name = _email_of(new), checked_name(new.name)
         async with self._database.begin() as session:
             await require_anywhere(session, caller, "admin:manage_users")
             existing = (await session.execute(select(User).where(User.email == email))).scalar_one_or_none()
             if existing is not None and existing.deleted_at is None:
                 raise InvalidRequestError(f"somebody with the address {email!r} exists already", field="email")
             user = existing or User(email=email)
-            user.name, user.is_system, user.deleted_at = new.name, new.is_system, None
+            user.name, user.is_system, user.deleted_at = name, new.is_system, None
             session.add(user)
             await session.flush()
             for team, role in new.teams:
@@ -145,7 +162,12 @@ class People:
             found = await _user(session, user)
             if found.id == caller.user_id:
                 raise InvalidRequestError("nobody can delete themselves; ask another admin", field="user")
+            # Whoever deletes somebody takes them out of their teams.
+            query = select(Team).join(TeamMember, TeamMember.team_id == Team.id).where(TeamMember.user_id == found.id)
+            for team in (await session.execute(query)).scalars().all():
+                await _require_team_manager(session, caller, team, found)
             found.deleted_at = now_ms()
+            await session.execute(delete(LoginSession).where(LoginSession.user_id == found.id))
             await session.execute(delete(TeamMember).where(TeamMember.user_id == found.id))
             await session.execute(
                 update(ApiKey)
@@ -159,9 +181,9 @@ class People:
         """Put a user into a team, or change what the user is there."""
         async with self._database.begin() as session:
             found = await _user(session, user)
-            await _set_member(session, caller, found, team, role)
-            record(session, caller, "team.set_member", f"team/{team}", user=found.email, role=role)
-            user_id, team_row = found.id, await _team(session, team)
+            team_row = await _set_member(session, caller, found, team, role)
+            record(session, caller, "team.set_member", f"team/{team_row.key}", user=found.email, role=role)
+            user_id = found.id
         memberships = (await self.memberships([user_id]))[user_id]
         return next(item for item in memberships if item.team.id == team_row.id)
 
@@ -169,29 +191,13 @@ class People:
         """Take a user out of a team."""
         async with self._database.begin() as session:
             found, team_row = await _user(session, user), await _team(session, team)
-            await _require_team_manager(session, caller, team_row)
+            await _require_team_manager(session, caller, team_row, found)
             await session.execute(
                 delete(TeamMember).where(TeamMember.user_id == found.id, TeamMember.team_id == team_row.id)
             )
+            await _require_admin_left(session)
             record(session, caller, "team.remove_member", f"team/{team_row.key}", user=found.email)
             return found
-
-    async def create_key(self, caller: Caller) -> str:
-        """A further key of the caller, shown this once."""
-        api_key = new_api_key()
-        async with self._database.begin() as session:
-            session.add(key_row(caller.user_id, api_key))
-            record(session, caller, "key.create", f"user/{caller.email}")
-        return api_key
-
-    async def revoke_key(self, caller: Caller, key_id: uuid.UUID) -> None:
-        """A key of the caller, or, for admins, of anybody, is refused from the next call on."""
-        async with self._database.begin() as session:
-            row = await session.get(ApiKey, key_id)
-            if row is None or (row.user_id != caller.user_id and not await is_admin(session, caller)):
-                raise EntityNotFoundError(f"API key {key_id} does not exist", entity="key")
-            row.revoked_at = row.revoked_at or now_ms()
-            record(session, caller, "key.revoke", f"key/{row.hint}")
 
     # ------------------------------------------------------------------------------------- teams and roles
 
@@ -205,6 +211,7 @@ class People:
         """Only members of the reserved team may."""
         async with self._database.begin() as session:
             await require_admin(session, caller, "admin:manage_teams")
+            name = checked_name(name)
             key = checked_key(key) if key else key_from(name)
             await _refuse_taken(session, Team, key)
             team = Team(key=key, name=name)
@@ -229,6 +236,7 @@ class People:
         """Only members of the reserved team may."""
         async with self._database.begin() as session:
             await require_admin(session, caller, "admin:manage_roles")
+            name = checked_name(name)
             key = checked_key(key) if key else key_from(name)
             await _refuse_taken(session, Role, key)
             role = Role(key=key, name=name)
@@ -236,6 +244,8 @@ class People:
             await session.flush()
             wanted = _checked_permissions(permissions)
             session.add_all(RolePermission(role_id=role.id, permission=item) for item in wanted)
+            await session.flush()
+            await require_no_more_than(session, await team_permissions(session, caller, ADMIN_TEAM), [role.id])
             record(session, caller, "role.create", f"role/{key}", permissions=list(wanted))
             return RoleInfo(role, wanted)
 
@@ -248,19 +258,25 @@ class People:
             row = await _role(session, role)
             if row.key == "admin" and permissions is not None:
                 raise InvalidRequestError("the role 'admin' permits everything; make another role", field="permissions")
-            row.name = name or row.name
+            row.name = row.name if name is None else checked_name(name)
             if permissions is not None:
-                wanted = _checked_permissions(permissions)
+                wanted, own = _checked_permissions(permissions), await team_permissions(session, caller, ADMIN_TEAM)
+                await require_no_more_than(session, own, [row.id])
                 await session.execute(delete(RolePermission).where(RolePermission.role_id == row.id))
                 session.add_all(RolePermission(role_id=row.id, permission=item) for item in wanted)
+                await session.flush()
+                await require_no_more_than(session, own, [row.id])
+                await _require_admin_left(session)
             await session.flush()
-            record(session, caller, "role.update", f"role/{row.key}", permissions=list(permissions or ()))
+            details = {"name": name, "permissions": None if permissions is None else list(permissions)}
+            changed = {key: value for key, value in details.items() if value is not None}
+            record(session, caller, "role.update", f"role/{row.key}", **changed)
             return (await _with_permissions(session, [row]))[row.id]
 
 
-async def _set_member(session: AsyncSession, caller: Caller, user: User, team: str, role: str) -> None:
+async def _set_member(session: AsyncSession, caller: Caller, user: User, team: str, role: str) -> Team:
     team_row, role_row = await _team(session, team), await _role(session, role)
-    await _require_team_manager(session, caller, team_row)
+    await _require_team_manager(session, caller, team_row, user, role_row)
     query = select(TeamMember).where(TeamMember.user_id == user.id, TeamMember.team_id == team_row.id)
     member = (await session.execute(query)).scalar_one_or_none()
     if member is None:
@@ -268,28 +284,43 @@ async def _set_member(session: AsyncSession, caller: Caller, user: User, team: s
     else:
         member.role_id = role_row.id
     await session.flush()
+    await _require_admin_left(session)
+    return team_row
 
 
-async def _require_team_manager(session: AsyncSession, caller: Caller, team: Team) -> None:
-    """Members of the reserved team manage all teams, others those in which they have the permission."""
-    if await is_admin(session, caller):
-        await require_anywhere(session, caller, "admin:manage_teams")
-        return
+async def _require_team_manager(
+    session: AsyncSession, caller: Caller, team: Team, user: User, role: Role | None = None
+) -> None:
+    """Who may change what a user is in a team: members of the reserved team, and in their own teams those with the
+    permission. Neither gives a role, nor touches somebody, with permissions that they lack themselves."""
+    refuse_jobs(caller)
+    own = await team_permissions(session, caller, team.key)
+    as_admin = await team_permissions(session, caller, ADMIN_TEAM)
+    if "admin:manage_teams" in as_admin:
+        own |= as_admin
+    elif "team:manage_members" not in own:
+        await require_admin(session, caller, "admin:manage_teams")
+    current = select(TeamMember.role_id).where(TeamMember.user_id == user.id, TeamMember.team_id == team.id)
+    roles = set((await session.execute(current)).scalars()) | ({role.id} if role is not None else set())
+    await require_no_more_than(session, own, roles)
+
+
+async def _require_admin_left(session: AsyncSession) -> None:
+    """Raise `InvalidRequestError` if nobody could manage teams any longer."""
     query = (
         select(TeamMember.id)
+        .join(Team, Team.id == TeamMember.team_id)
         .join(RolePermission, RolePermission.role_id == TeamMember.role_id)
-        .where(
-            TeamMember.user_id == caller.user_id,
-            TeamMember.team_id == team.id,
-            RolePermission.permission == "team:manage_members",
-        )
+        .where(Team.key == ADMIN_TEAM, RolePermission.permission == "admin:manage_teams")
     )
-    if (await session.execute(query)).first() is None:
-        await require_admin(session, caller, "admin:manage_teams")
+    if (await session.execute(query.limit(1))).first() is None:
+        raise InvalidRequestError(
+            f"the team {ADMIN_TEAM!r} would have nobody left who manages teams; add another admin first", field="team"
+        )
 
 
 async def _user(session: AsyncSession, text: str) -> User:
-    query = select(User).where(by_id_or_key(User.id, User.email, text), User.deleted_at.is_(None))
+    query = select(User).where(by_id_or_key(User.id, User.email, text.lower()), User.deleted_at.is_(None))
     user = (await session.execute(query)).scalar_one_or_none()
     if user is None:
         raise EntityNotFoundError(f"User {text!r} does not exist", entity="user")
@@ -333,14 +364,10 @@ def _checked_permissions(permissions: Sequence[str]) -> tuple[str, ...]:
 
 
 def _email_of(new: NewUser) -> str:
-    if not new.name.strip():
-        raise InvalidRequestError("the name is empty", field="name")
     if new.is_system:
         if not _SYSTEM_NAME.fullmatch(new.name):
             raise InvalidRequestError(
                 f"a service account is named with a-z, 0-9, '_' and '-', got {new.name!r}", field="name"
             )
-        return new.email or f"{new.name}@{_SYSTEM_DOMAIN}"
-    if not new.email or not _EMAIL.fullmatch(new.email):
-        raise InvalidRequestError(f"{new.email!r} is no e-mail address", field="email")
-    return new.email.lower()
+        return checked_email(new.email or f"{new.name}@{_SYSTEM_DOMAIN}")
+    return checked_email(new.email or "")

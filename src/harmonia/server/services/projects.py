@@ -12,19 +12,22 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from harmonia.errors import EntityNotFoundError, InvalidRequestError
 from harmonia.server.db.database import Database
-from harmonia.server.db.people import Role, Team, TeamMember
+from harmonia.server.db.people import Role, RolePermission, Team, TeamMember
 from harmonia.server.db.projects import Project, ProjectShare
 from harmonia.server.services.access import (
+    ADMIN_TEAM,
     Caller,
+    ProjectAccess,
     by_id_or_key,
-    is_admin,
     project_permissions,
     require_anywhere,
     require_in_project,
+    require_no_more_than,
+    team_permissions,
     visible_projects,
 )
 from harmonia.server.services.audit import record
-from harmonia.server.services.keys import checked_key, key_from
+from harmonia.server.services.keys import checked_key, checked_name, key_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,8 @@ class Projects:
         """A project, owned by a team."""
         async with self._database.begin() as session:
             await require_anywhere(session, caller, "project:create")
-            key = checked_key(new.key) if new.key else key_from(new.name)
+            name = checked_name(new.name)
+            key = checked_key(new.key) if new.key else key_from(name)
             if "/" in key:
                 raise InvalidRequestError(
                     f"the key of a project holds no '/', since models are named project/model; got {key!r}", field="key"
@@ -74,7 +78,7 @@ class Projects:
             if (await session.execute(select(Project.id).where(Project.key == key))).first() is not None:
                 raise InvalidRequestError(f"the key {key!r} is taken; choose another", field="key")
             member = await _owner(session, caller, new.team)
-            project = Project(key=key, name=new.name, description=new.description, settings=new.settings)
+            project = Project(key=key, name=name, description=new.description, settings=new.settings)
             session.add(project)
             await session.flush()
             session.add(
@@ -116,57 +120,92 @@ class Projects:
         return [ShareInfo(team, share.role_id, share.is_owner) for share, team in rows]
 
     async def share(self, caller: Caller, project: str, wishes: Sequence[ShareWish]) -> Project:
-        """Replace the teams that are let in; only an owner may, and one owner must remain."""
+        """Replace the teams that are let in; only an owner may, and one owner must remain.
+
+        Nobody lets a team do more than they may themselves in the project; teams that are let in already may stay.
+        """
         async with self._database.begin() as session:
             access = await require_in_project(session, caller, project, "project:share")
             await _require_owner(session, caller, access.project_id)
             if not any(wish.is_owner for wish in wishes):
                 raise InvalidRequestError("a project needs an owner; mark at least one team as owner", field="shares")
+            named = [
+                (await _named(session, Team, wish.team), await _named(session, Role, wish.role)) for wish in wishes
+            ]
+            keys = [team.key for team, _ in named]
+            if len(set(keys)) < len(keys):
+                raise InvalidRequestError(f"a team is named twice: {', '.join(keys)}", field="shares")
+            shares = [
+                ProjectShare(project_id=access.project_id, team_id=team.id, role_id=role.id, is_owner=wish.is_owner)
+                for wish, (team, role) in zip(wishes, named, strict=True)
+            ]
+            await _require_no_more(session, access, shares)
             await session.execute(delete(ProjectShare).where(ProjectShare.project_id == access.project_id))
-            for wish in wishes:
-                team, role = await _named(session, Team, wish.team), await _named(session, Role, wish.role)
-                session.add(
-                    ProjectShare(project_id=access.project_id, team_id=team.id, role_id=role.id, is_owner=wish.is_owner)
-                )
-            teams = {wish.team: wish.role for wish in wishes}
+            session.add_all(shares)
+            teams = {
+                team.key: "owner" if share.is_owner else role.key
+                for share, (team, role) in zip(shares, named, strict=True)
+            }
             record(session, caller, "project.share", f"project/{access.project_key}", teams=teams)
             found = await session.get(Project, access.project_id)
             assert found is not None
             return found
 
 
+async def _require_no_more(session: AsyncSession, access: ProjectAccess, shares: Sequence[ProjectShare]) -> None:
+    """What is new in the shares permits nobody more than the caller has."""
+    query = select(ProjectShare).where(ProjectShare.project_id == access.project_id)
+    before = {(row.team_id, row.role_id, row.is_owner) for row in (await session.execute(query)).scalars()}
+    owners = {team_id for team_id, _, is_owner in before if is_owner}
+    # Members of an owning team act with their own roles.
+    new_owners = [row.team_id for row in shares if row.is_owner and row.team_id not in owners]
+    members = select(TeamMember.role_id).where(TeamMember.team_id.in_(new_owners))
+    roles = set((await session.execute(members)).scalars())
+    roles |= {row.role_id for row in shares if not row.is_owner and (row.team_id, row.role_id, False) not in before}
+    own = await project_permissions(session, access.caller, access.project_id)
+    await require_no_more_than(session, own, roles)
+
+
 async def _owner(session: AsyncSession, caller: Caller, team: str | None) -> TeamMember:
-    """The membership of the team that will own a project."""
+    """The membership of the team that will own a project: one whose role lets the caller make projects."""
     query = (
-        select(TeamMember, Team).join(Team, Team.id == TeamMember.team_id).where(TeamMember.user_id == caller.user_id)
+        select(TeamMember, Team)
+        .join(Team, Team.id == TeamMember.team_id)
+        .join(RolePermission, RolePermission.role_id == TeamMember.role_id)
+        .where(TeamMember.user_id == caller.user_id, RolePermission.permission == "project:create")
+        .order_by(TeamMember.created_at, Team.key)
     )
-    rows = (await session.execute(query.order_by(TeamMember.created_at, Team.key))).all()
+    members = {row.key: member for member, row in (await session.execute(query)).all()}
+    as_admin = members.get(ADMIN_TEAM)
     if team is None:
-        usual = [(member, row) for member, row in rows if row.key != "admin"] or list(rows)
-        default = [member for member, row in usual if row.key == "default"] or [member for member, _ in usual]
-        if not default:
-            raise InvalidRequestError(f"{caller.email} is in no team; name the team that owns it", field="team")
-        return default[0]
+        others = [key for key in members if key != ADMIN_TEAM] or [ADMIN_TEAM]
+        return members["default" if "default" in others else others[0]]
     wanted = await _named(session, Team, team)
-    member = next((member for member, _ in rows if member.team_id == wanted.id), None)
-    if member is not None:
-        return member
-    if await is_admin(session, caller):
-        return TeamMember(team_id=wanted.id, role_id=rows[0][0].role_id)
-    raise InvalidRequestError(f"{caller.email} is not a member of {team!r}; name a team of your own", field="team")
+    if wanted.key in members:
+        return members[wanted.key]
+    if as_admin is not None:
+        return TeamMember(team_id=wanted.id, role_id=as_admin.role_id)
+    raise InvalidRequestError(
+        f"{caller.email} may not create projects as a member of {team!r}; name a team in which you may", field="team"
+    )
 
 
 async def _require_owner(session: AsyncSession, caller: Caller, project_id: uuid.UUID) -> None:
+    """The permission must come from an owning team: who has it through a share may not share further."""
     query = (
         select(ProjectShare.team_id)
         .join(TeamMember, TeamMember.team_id == ProjectShare.team_id)
+        .join(RolePermission, RolePermission.role_id == TeamMember.role_id)
         .where(
             TeamMember.user_id == caller.user_id,
             ProjectShare.project_id == project_id,
             ProjectShare.is_owner,
+            RolePermission.permission == "project:share",
         )
     )
-    if (await session.execute(query)).first() is None and not await is_admin(session, caller):
+    if (await session.execute(query.limit(1))).first() is not None:
+        return
+    if "project:share" not in await team_permissions(session, caller, ADMIN_TEAM):
         raise InvalidRequestError("only members of an owning team may share a project further", field="shares")
 
 

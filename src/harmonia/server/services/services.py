@@ -4,9 +4,35 @@ from __future__ import annotations
 
 from harmonia.config.control import ControlConfig
 from harmonia.server.db.database import Database
+from harmonia.server.services.abtests import ABTests, make_default
 from harmonia.server.services.access import Access
+from harmonia.server.services.api_keys import ApiKeys
+from harmonia.server.services.audit import AuditLog
+from harmonia.server.services.compute import Compute
+from harmonia.server.services.datasets import Datasets
+from harmonia.server.services.deployments import Deployments
+from harmonia.server.services.external import ExternalModels
+from harmonia.server.services.feedback import Feedback
+from harmonia.server.services.files import Files
+from harmonia.server.services.graders import Graders
+from harmonia.server.services.inference import Inference
+from harmonia.server.services.integrations import Integrations
+from harmonia.server.services.interaction_writer import InteractionWriter
+from harmonia.server.services.interactions import Interactions
+from harmonia.server.services.job_reports import JobReports
+from harmonia.server.services.job_runner import JobRunner
+from harmonia.server.services.jobs import Jobs
+from harmonia.server.services.login import Logins
+from harmonia.server.services.metrics_registry import MetricsRegistry
+from harmonia.server.services.models import Models
+from harmonia.server.services.monitoring import Monitoring
+from harmonia.server.services.notifications import Notifications
 from harmonia.server.services.people import People
 from harmonia.server.services.projects import Projects
+from harmonia.server.services.recipes import Recipes
+from harmonia.server.services.secrets import Secrets
+from harmonia.server.services.serving import Serving
+from harmonia.server.services.uploads import Uploads
 
 
 class Services:
@@ -16,12 +42,52 @@ class Services:
         self.config = config
         self.database = database
         self.access = Access(database)
+        self.logins = Logins(config, database)
+        self.api_keys = ApiKeys(database)
+        self.audit = AuditLog(database)
         self.people = People(database)
         self.projects = Projects(database)
+        self.files = Files(config)
+        self.uploads = Uploads(config, database, self.files)
+        self.datasets = Datasets(database, self.files, self.uploads)
+        self.recipes = Recipes(database, config.folder / "cache")
+        self.monitoring = Monitoring(database)
+        self.secrets = Secrets(config)
+        self.models = Models(database, config.registry, self.secrets)
+        self.serving = Serving(config, database)
+        self.deployments = Deployments(database, self.serving)
+        self.compute = Compute(database, self.serving)
+        self.job_runner = JobRunner(config, database)
+        self.jobs = Jobs(database, self.recipes, self.job_runner)
+        self.job_reports = JobReports(database, self.files, self.uploads, self.models)
+        self.interaction_writer = InteractionWriter(database)
+        self.interactions = Interactions(database, self.interaction_writer)
+        self.metrics_registry = MetricsRegistry(database)
+        self.abtests = ABTests(database, make_default)
+        self.external = ExternalModels(self.secrets, config.http_client.timeout_secs)
+        self.inference = Inference(database, self.serving.router, self.abtests)
+        self.feedback = Feedback(database, self.interaction_writer, self.abtests)
+        self.graders = Graders(config.graders, database)
+        self.notifications = Notifications(config.notifications, database, self.secrets)
+        self.integrations = Integrations(database, self.secrets, self.notifications)
 
     async def start(self) -> None:
         """Begin what runs in the background."""
+        self.interaction_writer.start()
+        await self.serving.start()
+        await self.uploads.start()
+        await self.datasets.start()
+        await self.job_runner.start()
+        self.notifications.start()
 
     async def close(self) -> None:
         """End it, losing nothing, and close the database."""
+        await self.job_runner.close()
+        await self.datasets.close()
+        await self.uploads.close()
+        await self.serving.close()
+        await self.external.close()
+        await self.interaction_writer.close()
+        await self.notifications.close()
+        await self.graders.close()
         await self.database.close()

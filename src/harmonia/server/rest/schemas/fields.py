@@ -91,6 +91,8 @@ class GenerationRequest(RequestModel, kw_only=True):
     """Whether to record the interaction."""
     user: str | None = None
     """Who asks."""
+    ab_campaign: str | None = None
+    """A/B test to take part in, by id or key, whatever its share of the traffic."""
     service_tier: str | None = None
     """Accepted without effect."""
     safety_identifier: str | None = None

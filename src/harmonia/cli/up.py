@@ -1,0 +1,234 @@
+"""`harmonia up`: the control plane."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+from fastapi import FastAPI
+from rich.console import Console
+from rich.markup import escape
+
+from harmonia import log
+from harmonia.cli import first_models
+from harmonia.cli.app import app
+from harmonia.cli.tables import print_error
+from harmonia.config.control import ControlConfig
+from harmonia.errors import HarmoniaError, InvalidRequestError
+from harmonia.server import InternalListener, Listener, bind
+from harmonia.server.control import create_control_app, create_internal_app
+from harmonia.server.db import migrate
+from harmonia.server.db.database import Database
+from harmonia.server.services.services import Services
+from harmonia.server.settings import read_control_config, variables
+
+DEFAULT_ADMIN = "admin@localhost"
+OWNER_ONLY = 0o700
+
+_HELP = f"""Start the control plane: projects, people, models, jobs and their API on one port.
+
+Everything is kept in the data folder, ~/.harmonia, unless a database is named. \
+The first start makes an admin and prints the API key this once. \
+Ctrl-C lets running answers finish; a second one ends at once.
+
+Each MODEL is registered, deployed into the project [bold]default[/bold], and can be asked as soon as it is online; \
+models that were deployed once come back with every start.
+
+[bold]Examples[/bold]
+
+  harmonia up ./SmolLM2-135M-Instruct.Q4_1.gguf
+
+  harmonia up --host 0.0.0.0 --admin ada@example.com --data-dir /srv/harmonia
+
+  harmonia up --database postgresql://harmonia:PASSWORD@db.internal/harmonia
+
+and then, in Python:
+
+  from adaptive_sdk import Adaptive
+
+  Adaptive(base_url="http://127.0.0.1:9000", api_key="hk-...").users.me()
+
+[bold]Environment[/bold]
+
+Every setting is a variable, over which options go; lists are JSON.
+
+  {", ".join([*variables(), "ADAPTIVE_LOG_LEVEL", "ADAPTIVE_LOG_FORMAT (text or json)"])}
+"""
+
+
+@app.command(help=_HELP)
+def up(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL]...", help="Hugging Face folders or GGUF files.", show_default=False),
+    ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME; by default a file in the data folder. A "
+            "password is better kept in ADAPTIVE_DB__URL, where other users of this machine do not see it.",
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, help="Folder of everything that is kept; ~/.harmonia by default."),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to bind; 127.0.0.1 by default.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port; 9000 by default, 0 takes a free one.")
+    ] = None,
+    admin: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EMAIL",
+            help=f"Who the first start makes an admin; the first of ADAPTIVE_AUTH__ADMINS, else {DEFAULT_ADMIN}.",
+        ),
+    ] = None,
+) -> None:
+    """Start the control plane."""
+    try:
+        _configure_log()
+        config = control_config(os.environ, database, data_dir, host, port)
+        admin = admin or next(iter(config.auth.admins), DEFAULT_ADMIN)
+        code = uvloop.run(run(config, admin, first_models.located(models or ())))
+    except HarmoniaError as error:
+        print_error(Console(stderr=True), error)
+        raise typer.Exit(1) from error
+    raise typer.Exit(code)
+
+
+def _configure_log() -> None:
+    try:
+        log.configure()
+    except ValueError as error:
+        raise InvalidRequestError(f"ADAPTIVE_LOG_LEVEL or ADAPTIVE_LOG_FORMAT: {error}", field="log") from error
+
+
+def control_config(
+    environment: Mapping[str, str], database: str | None, data_dir: Path | None, host: str | None, port: int | None
+) -> ControlConfig:
+    """The settings: the environment's, with what the command line says on top."""
+    server = {"host": host, "port": port}
+    overrides: dict[str, object] = {"server": {name: value for name, value in server.items() if value is not None}}
+    if database is not None:
+        overrides["db"] = {"url": database}
+    if data_dir is not None:
+        overrides["data_dir"] = data_dir
+    return read_control_config(environment, **overrides)
+
+
+async def run(config: ControlConfig, admin: str, models: Sequence[Path] = ()) -> int:
+    """Serve until a signal; the exit code.
+
+    admin: the address of whom the first start makes an admin. models: to be deployed into the project `default`.
+    """
+    console = Console(stderr=True)
+    make_folder(config.folder)
+    with bind(config.server.host, config.server.port) as listening:
+        config = config.at_port(listening.getsockname()[1])
+        database = await opened(config)
+        services = Services(config, database)
+        api_key = await services.people.bootstrap(admin)
+        if api_key is not None:
+            console.print(f"API key of {escape(admin)}, shown only now: [bold]{api_key}[/bold]", soft_wrap=True)
+        application = create_control_app(services)
+        listener = Listener(application, config, services.serving.router, websockets=True)
+        async with operators(application, config):
+            serving = asyncio.create_task(listener.serve([listening]))
+            if await first_of(listener.wait_listening(), serving):
+                address = _url(config, listening)
+                console.print(f"[green]ready[/green] at [bold]{address}[/bold], data in {escape(str(config.folder))}")
+                await first_of(welcome(console, services, address, api_key, models), serving)
+            await serving
+    return 0 if listener.started else 1
+
+
+async def first_of(work: Coroutine[None, None, None], serving: asyncio.Task[None]) -> bool:
+    """Whether work ends before serving does; else it is cancelled."""
+    task = asyncio.create_task(work)
+    await asyncio.wait((task, serving), return_when=asyncio.FIRST_COMPLETED)
+    if not task.done():
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return False
+    task.result()
+    return True
+
+
+@asynccontextmanager
+async def operators(application: FastAPI, config: ControlConfig) -> AsyncIterator[None]:
+    """Answers on the internal port meanwhile, if there is one."""
+    if config.server.internal_port is None:
+        yield
+        return
+    with bind(config.server.host, config.server.internal_port, "ADAPTIVE_SERVER__INTERNAL_PORT") as listening:
+        internal = InternalListener(create_internal_app(application))
+        serving = asyncio.create_task(internal.serve([listening]))
+        try:
+            yield
+        finally:
+            internal.should_exit = True
+            await serving
+
+
+def make_folder(folder: Path) -> None:
+    """The data folder, for its owner alone; raises `InvalidRequestError` when it cannot be made."""
+    try:
+        if not folder.is_dir():
+            folder.mkdir(mode=OWNER_ONLY, parents=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(0, "it cannot be written to")
+    except OSError as error:
+        raise InvalidRequestError(
+            f"the data folder {folder} cannot be used: {error.strerror}; --data-dir names another", field="data_dir"
+        ) from error
+
+
+async def opened(config: ControlConfig) -> Database:
+    """The database with tables that are up to date."""
+    database = Database(config.database_address)
+    try:
+        await database.check()
+        await (migrate.upgrade if config.db.run_migrations else migrate.require_current)(database)
+    except BaseException:
+        await database.close()
+        raise
+    return database
+
+
+async def welcome(console: Console, services: Services, url: str, api_key: str | None, models: Sequence[Path]) -> None:
+    """Deploy the models, and print what to try. A model that cannot be deployed leaves the server running."""
+    keys: list[str] = []
+    if models:
+        try:
+            keys = await first_models.deploy(services, models, lambda line: console.print(line, markup=False))
+        except HarmoniaError as error:
+            print_error(console, error)
+    if api_key is None and not keys:
+        return
+    shown = api_key or "$ADAPTIVE_API_KEY"
+    in_python = f'"{api_key}"' if api_key else 'os.environ["ADAPTIVE_API_KEY"]'
+    me = (
+        f'curl {url}/api/graphql -H "Authorization: Bearer {shown}" -H "Content-Type: application/json" \\\n'
+        """  -d '{"query": "{ me { email } projects { key } }"}'"""
+    )
+    example = (
+        f"try:\n{first_models.curl(url, keys[0], shown) if keys else me}\n"
+        "or, in Python:\n  from adaptive_sdk import Adaptive\n"
+        f'  Adaptive(base_url="{url}", api_key={in_python}).users.me()'
+    )
+    console.print(example, markup=False, highlight=False, soft_wrap=True)
+
+
+def _url(config: ControlConfig, listening: socket.socket) -> str:
+    host = config.server.host
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{shown}]' if ':' in shown else shown}:{listening.getsockname()[1]}"

@@ -1,0 +1,36 @@
+"""What the files of a model say, as `python -m harmonia.models.facts` tells whoever must not read them itself."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from harmonia.protocol.fleet import WorkerFailure
+
+
+class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A model on disk."""
+
+    path: str
+    """Folder or file, with links followed."""
+    kind: Literal["base", "adapter"]
+    family: str | None
+    """None: an adapter, which has its base model's."""
+    num_parameters: int
+    """Of an adapter its own."""
+    max_seq_len: int | None
+    """Tokens that it was made for; None: an adapter."""
+    base: str | None = None
+    """Of an adapter: where its base model is, with links followed; as its files name it where that is nowhere here."""
+    is_scalar: bool = False
+    """It scores instead of speaking."""
+    is_trainable: bool = True
+    """False for quantised files."""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command prints: the facts, or why there are none."""
+
+    facts: ModelFacts | None = None
+    failure: WorkerFailure | None = None

@@ -1,0 +1,1 @@
+"""The asynchronous client; `scripts/generate` makes `harmonia.sdk.sync` of it."""

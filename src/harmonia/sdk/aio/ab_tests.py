@@ -1,0 +1,63 @@
+"""A/B tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from harmonia.errors import InvalidRequestError
+from harmonia.sdk.aio.resource import AsyncResource
+from harmonia.sdk.operations import ab_tests
+from harmonia.sdk.operations.ab_tests import AbTest, ReportedAbTest
+from harmonia.sdk.operations.base import given
+
+_SCORES = {"metric": "DIRECT", "preference": "COMPARISON"}
+
+
+class AsyncAbTests(AsyncResource):
+    """`adaptive.ab_tests`: models that share the traffic of a project until one is better."""
+
+    async def create(
+        self,
+        ab_test_key: str,
+        feedback_key: str,
+        models: Sequence[str],
+        traffic_split: float = 1.0,
+        feedback_type: Literal["metric", "preference"] = "metric",
+        auto_deploy: bool = False,
+        project: str | None = None,
+    ) -> AbTest:
+        """Begin one. traffic_split: share, 0 to 1, of the default model's traffic; auto_deploy: the winner becomes it.
+
+        feedback_type: whether scores or preferences in `feedback_key` decide.
+        """
+        if feedback_type not in _SCORES:
+            raise InvalidRequestError(f"feedback_type is metric or preference, not {feedback_type!r}")
+        body = {
+            "key": ab_test_key,
+            "metric": feedback_key,
+            "project": self._project(project),
+            "modelServices": models,
+            "trafficSplit": traffic_split,
+            "autoDeploy": auto_deploy,
+            "scoreType": _SCORES[feedback_type],
+        }
+        return await self._transport.execute(ab_tests.CREATE_AB_TEST, input=body)
+
+    async def list(
+        self,
+        active: bool | None = None,
+        status: Literal["warmup", "in_progress", "done", "cancelled"] | None = None,
+        project: str | None = None,
+    ) -> Sequence[AbTest]:
+        """Those of a project."""
+        wanted = given(active=active, status=status and status.upper(), project=self._project(project))
+        return await self._transport.execute(ab_tests.AB_TESTS, filter=wanted)
+
+    async def get(self, key: str) -> ReportedAbTest | None:
+        """One of them, with its report."""
+        return await self._transport.execute(ab_tests.AB_TEST, idOrKey=key)
+
+    async def cancel(self, key: str) -> str:
+        """End one without a result."""
+        return await self._transport.execute(ab_tests.CANCEL_AB_TEST, input=key)

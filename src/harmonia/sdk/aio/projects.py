@@ -1,0 +1,62 @@
+"""Projects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harmonia.errors import EntityNotFoundError
+from harmonia.sdk.aio.resource import AsyncResource
+from harmonia.sdk.operations import projects
+from harmonia.sdk.operations.base import given
+from harmonia.sdk.operations.models import ModelService
+from harmonia.sdk.operations.projects import Project
+
+
+class AsyncProjects(AsyncResource):
+    """`adaptive.projects`."""
+
+    async def list(self) -> Sequence[Project]:
+        """Those that the caller may read."""
+        return await self._transport.execute(projects.PROJECTS)
+
+    async def get(self, project: str | None = None) -> Project | None:
+        """One of them; None if it does not exist, or may not be read."""
+        return await self._transport.execute(projects.PROJECT, idOrKey=self._project(project))
+
+    async def create(
+        self, key: str, name: str | None = None, description: str | None = None, team: str | None = None
+    ) -> Project:
+        """A project, owned by a team; its name is its key unless given."""
+        body = given(key=key, name=name or key, description=description, team=team)
+        return await self._transport.execute(projects.CREATE_PROJECT, input=body)
+
+    async def share(self, project: str, team: str, role: str, is_owner: bool = False) -> Project:
+        """Let a team in, or change as what it is in."""
+        shares = [share for share in await self._shares(project) if team not in (share["team"], share["id"])]
+        shares.append({"team": team, "role": role, "isOwner": is_owner})
+        return await self._replace(project, shares)
+
+    async def unshare(self, project: str, team: str) -> Project:
+        """Let a team in no longer."""
+        shares = [share for share in await self._shares(project) if team not in (share["team"], share["id"])]
+        return await self._replace(project, shares)
+
+    async def models(self, project: str | None = None) -> Sequence[ModelService]:
+        """The models that it serves."""
+        found = await self._transport.execute(projects.PROJECT_MODELS, idOrKey=self._project(project))
+        if found is None:
+            raise EntityNotFoundError(f"Project {project!r} does not exist", entity="project")
+        return found.model_services
+
+    async def _shares(self, project: str) -> Sequence[dict[str, object]]:
+        found = await self.get(project)
+        if found is None:
+            raise EntityNotFoundError(f"Project {project!r} does not exist", entity="project")
+        return [
+            {"id": share.team.id, "team": share.team.key, "role": share.role.key, "isOwner": share.is_owner}
+            for share in found.shares
+        ]
+
+    async def _replace(self, project: str, shares: Sequence[dict[str, object]]) -> Project:
+        body = {"shares": [{name: value for name, value in share.items() if name != "id"} for share in shares]}
+        return await self._transport.execute(projects.SHARE_PROJECT, idOrKey=project, input=body)

@@ -1,0 +1,151 @@
+"""What calls take as dictionaries, under Python's names, and how that goes to the server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+from harmonia.errors import InvalidRequestError
+
+
+class Placement(TypedDict, total=False):
+    """Where a model runs, and how long its users wait."""
+
+    compute_pools: Sequence[str]
+    """Keys of pools; several make it more reliable."""
+    max_ttft_ms: int
+    """Longest wait for the first token, queue included."""
+
+
+class ComputeChanges(TypedDict, total=False):
+    """What one replica takes."""
+
+    tp: int
+    """GPUs."""
+    kv_cache_len: int
+    """Tokens of key/value cache."""
+    max_seq_len: int
+    """Longest prompt plus answer, in tokens."""
+
+
+class ModelFilter(TypedDict, total=False):
+    """Which models are wanted."""
+
+    in_storage: bool
+    available: bool
+    trainable: bool
+    capabilities: Mapping[Literal["any", "all"], Sequence[str]]
+    """TextGeneration, Embedding, Reasoning, ImageUnderstanding, Regression."""
+    view_all: bool
+    online: Sequence[str]
+    """States, such as ONLINE."""
+    published: bool
+
+
+class JobFilter(TypedDict, total=False):
+    """Which jobs are wanted."""
+
+    kind: Sequence[Literal["CUSTOM", "INTERACTIVE"]]
+    status: Sequence[Literal["PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELED"]]
+    custom_recipes: Sequence[str]
+    created_by: str
+    name: str
+
+
+class RecipeDetails(TypedDict, total=False):
+    """What a recipe is called, and where its code begins."""
+
+    name: str
+    description: str
+    labels: Mapping[str, str]
+    entrypoint: str
+    """The file with its main function; main.py unless given."""
+    config_entrypoint: str
+    """The file with its configuration; config.py unless given."""
+
+
+class InteractionDetails(TypedDict, total=False):
+    """What else is known of an interaction that is recorded afterwards."""
+
+    model: str
+    feedbacks: Sequence[Mapping[str, Any]]
+    """`{"metric": key, "value": ..., "reason": ..., "details": ...}`."""
+    user: str
+    session_id: str
+    created_at: str
+    """A moment as in RFC 3339."""
+    labels: Mapping[str, str]
+
+
+class InteractionFilter(TypedDict, total=False):
+    """Which interactions are wanted; all conditions must hold."""
+
+    models: Sequence[str]
+    timerange: Mapping[Literal["from", "to"], int | str]
+    """Milliseconds since 1970, dates, or `now - 1 month`."""
+    session_id: str
+    created_by: str
+    """Id or e-mail of a user."""
+    scores: Sequence[Mapping[str, Any]]
+    """`{"metric": key, "gte": 0.5}`, with gt, gte, eq, neq, lt, lte, reasons."""
+    comparisons: Sequence[Mapping[str, str]]
+    """`{"metric": key}`."""
+    labels: Sequence[Mapping[str, Any]]
+    """`{"key": ..., "value": [...]}`; without values, those that have the label."""
+    prompt_hash: str
+    completion_id: str
+    source: Sequence[Literal["LIVE", "OFFLINE", "AUTOMATION", "DATASET", "EVALUATION"]]
+    completion: str
+    """A text in the answer."""
+    prompt: str
+    """A text in the prompt."""
+
+
+class Page(TypedDict, total=False):
+    """Which part of a list is wanted: `first` after the cursor `after`, or `last` before `before`."""
+
+    first: int
+    after: str
+    last: int
+    before: str
+    offset: int
+
+
+class Order(TypedDict):
+    """By what a list is sorted."""
+
+    field: str
+    """The name of a column, such as `created_at`."""
+    order: Literal["ASC", "DESC"]
+
+
+class JudgeExample(TypedDict, total=False):
+    """A graded answer that a judge learns from."""
+
+    input: Sequence[Mapping[str, str]]
+    output: str
+    passes: bool
+    reasoning: str
+
+
+def camel(name: str) -> str:
+    """As the schema names it."""
+    return re.sub(r"_(\w)", lambda match: match[1].upper(), name)
+
+
+def checked(values: Mapping[str, Any], kind: Any, argument: str) -> dict[str, Any]:
+    """A dictionary of that kind under the schema's names; InvalidRequestError for a name that it does not have.
+
+    kind: the TypedDict. argument: which one was given, for the message.
+    """
+    for name in values:
+        if name not in kind.__annotations__:
+            known = ", ".join(kind.__annotations__)
+            raise InvalidRequestError(f"{argument} has no {name!r}; it takes {known}", field=argument)
+    return {camel(name): value for name, value in values.items() if value is not None}
+
+
+def label_pairs(labels: Mapping[str, str] | None) -> list[dict[str, str]] | None:
+    """Labels as the schema has them."""
+    return None if labels is None else [{"key": key, "value": value} for key, value in labels.items()]

@@ -1,0 +1,115 @@
+"""Models of the registry, and models as projects serve them."""
+
+from __future__ import annotations
+
+from harmonia.sdk.operations.base import Result, mutation, optional, query
+
+
+class ProjectName(Result, frozen=True):
+    """A project, in short."""
+
+    id: str
+    key: str
+    name: str
+
+
+class ComputeConfig(Result, frozen=True):
+    """What one replica takes: GPUs (`tp`), and lengths in tokens."""
+
+    tp: int
+    kv_cache_len: int
+    max_seq_len: int
+
+
+class Backbone(Result, frozen=True):
+    """The model whose weights an adapter shares."""
+
+    id: str
+    key: str
+    name: str
+    online: str
+
+
+class Model(Result, frozen=True):
+    """A model of the registry.
+
+    `online`: ONLINE, DEGRADED, PENDING, SCALING, OFFLINE or ERROR, with `error` saying why. `size`: parameters.
+    `compute_config` is None for external models.
+    """
+
+    id: str
+    key: str
+    name: str
+    online: str
+    error: str | None
+    is_external: bool
+    provider_name: str
+    is_adapter: bool
+    is_training: bool
+    created_at: int
+    size: int | None
+    compute_config: ComputeConfig | None
+    backbone: Backbone | None
+    projects: list[ProjectName]
+
+
+class ServicePlacement(Result, frozen=True):
+    """The pools where a model may run, and the longest wait for its first token in milliseconds."""
+
+    compute_pools: list[str]
+    max_ttft_ms: int | None
+
+
+class ModelService(Result, frozen=True):
+    """A model in a project; the default one answers requests that name the project alone."""
+
+    id: str
+    key: str
+    name: str
+    status: str
+    is_default: bool
+    desired_online: bool
+    created_at: int
+    placement: ServicePlacement | None
+    model: Model
+
+
+class ServiceName(Result, frozen=True):
+    """A model in a project, in short."""
+
+    id: str
+    key: str
+    name: str
+
+
+class Deployed(Result, frozen=True):
+    """What deploying did."""
+
+    model_service: ModelService
+    warnings: list[str]
+
+
+class BindingFailure(Result, frozen=True):
+    """A model that could not be added, and why."""
+
+    model: str
+    reason: str
+
+
+class Bound(Result, frozen=True):
+    """Whether all models were added."""
+
+    success: bool
+    failures: list[BindingFailure]
+
+
+MODELS = query("models", list[Model], filter="ModelFilter!")
+MODEL = optional("model", Model, idOrKey="IdOrKey!")
+ADD_MODEL = mutation("addModel", Model, input="AddModelInput!")
+ADD_EXTERNAL = mutation("addExternalModel", Model, input="AddExternalModelInput!")
+ADD_TO_PROJECT = mutation("addModelsToProject", Bound, input="AddModelsToProjectInput!")
+REMOVE_FROM_PROJECT = mutation("removeModelFromProject", bool, input="RemoveModelFromProjectInput!")
+DEPLOY = mutation("deployModel", Deployed, input="DeployModelInput!")
+UPDATE_SERVICE = mutation("updateModelService", ModelService, input="UpdateModelService!")
+UPDATE_COMPUTE = mutation("updateModelComputeConfig", Model, idOrKey="IdOrKey!", input="ModelComputeConfigInput!")
+TERMINATE = mutation("terminateModel", str, idOrKey="IdOrKey!", force="Boolean!")

@@ -1,0 +1,1 @@
+"""The synchronous client: `scripts/generate` makes it of `harmonia.sdk.aio`."""

@@ -1,0 +1,107 @@
+# Made by scripts/generate of src/harmonia/sdk/aio/jobs.py: change that file, then run the script.
+"""Jobs and what they made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from harmonia.errors import DeadlineExceededError, EntityNotFoundError
+from harmonia.sdk.call import REST
+from harmonia.sdk.inputs import JobFilter, Page, checked
+from harmonia.sdk.operations import jobs
+from harmonia.sdk.operations.base import given
+from harmonia.sdk.operations.jobs import Job, JobPage
+from harmonia.sdk.sync.resource import Resource
+from harmonia.sdk.waiting import Deadline
+
+PAGE_SIZE = 100
+
+
+class Jobs(Resource):
+    """`adaptive.jobs`: runs of recipes, by id."""
+
+    def run(
+        self,
+        recipe_key: str,
+        num_gpus: int = 1,
+        args: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        project: str | None = None,
+        compute_pool: str | None = None,
+    ) -> Job:
+        """Start a recipe; `args` must match its schema."""
+        body = given(
+            recipe=recipe_key,
+            project=self._project(project),
+            args=dict(args or {}),
+            numGpus=num_gpus,
+            name=name,
+            computePool=compute_pool,
+        )
+        return self._transport.execute(jobs.CREATE_JOB, input=body)
+
+    def get(self, job_id: str) -> Job | None:
+        """One job."""
+        return self._transport.execute(jobs.JOB, id=job_id)
+
+    def list(self, project: str | None = None, filter: JobFilter | None = None, page: Page | None = None) -> JobPage:
+        """The newest jobs of a project, or of all that the caller may read; the first 100 unless `page` says else."""
+        wanted = checked(filter or {}, JobFilter, "filter") | given(project=project)
+        shown = checked(page or {"first": PAGE_SIZE}, Page, "page")
+        return self._transport.execute(jobs.JOBS, page=shown, filter=wanted, order=[])
+
+    def wait(
+        self,
+        job: Job | str,
+        on_progress: Callable[[Job], None] | None = None,
+        timeout_s: float | None = None,
+    ) -> Job:
+        """Until a job has ended, one way or another: `status` says which.
+
+        on_progress: called with the job whenever it has changed. timeout_s: DeadlineExceededError after so many
+        seconds, while the job goes on.
+        """
+        job_id = job if isinstance(job, str) else job.id
+        deadline, before = Deadline(timeout_s), None
+        while True:
+            found = self.get(job_id)
+            if found is None:
+                raise EntityNotFoundError(f"Job {job_id!r} does not exist", entity="job")
+            if on_progress is not None and found != before:
+                on_progress(found)
+            if found.has_ended:
+                return found
+            if deadline.has_passed:
+                raise DeadlineExceededError(
+                    f"job {job_id} is {found.status} after {timeout_s:g} s; it goes on", limit="timeout_s"
+                )
+            before = found
+            time.sleep(deadline.pause())
+
+    def logs(self, job_id: str) -> str:
+        """What a job wrote so far."""
+        content = self._transport.download(f"{REST}/jobs/{job_id}/logs", None)
+        return content.decode("utf-8", "replace")
+
+    def cancel(self, job_id: str) -> Job:
+        """Stop a job; its GPUs are free soon after."""
+        return self._transport.execute(jobs.CANCEL_JOB, id=job_id)
+
+    def update(self, job_id: str, name: str) -> Job:
+        """Call a job otherwise."""
+        return self._transport.execute(jobs.UPDATE_JOB, id=job_id, input={"name": name})
+
+    def delete(self, job_id: str) -> bool:
+        """Forget a job that has ended."""
+        return self._transport.execute(jobs.DELETE_JOB, id=job_id)
+
+
+class Artifacts(Resource):
+    """`adaptive.artifacts`: what jobs made; `Job.artifacts` names them."""
+
+    def download(self, artifact_id: str, to: str | Path | None = None) -> bytes:
+        """The content of an artifact; kept in the file `to` if one is named, and then empty here."""
+        return self._transport.download(f"{REST}/artifacts/{artifact_id}/download", to)

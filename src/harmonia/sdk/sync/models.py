@@ -1,0 +1,213 @@
+# Made by scripts/generate of src/harmonia/sdk/aio/models.py: change that file, then run the script.
+"""Models of the registry and of projects."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from harmonia.errors import DeadlineExceededError, EntityNotFoundError, InvalidRequestError, UnavailableError
+from harmonia.sdk.inputs import ComputeChanges, ModelFilter, Placement, checked
+from harmonia.sdk.operations import compute_pools, jobs, models, projects
+from harmonia.sdk.operations.base import given
+from harmonia.sdk.operations.jobs import Job
+from harmonia.sdk.operations.models import Model, ModelService
+from harmonia.sdk.sync.resource import Resource
+from harmonia.sdk.waiting import Deadline
+
+PROVIDERS = {
+    "open_ai": ("OPEN_AI", "openAI"),
+    "legacy_open_ai": ("LEGACY_OPEN_AI", "legacyOpenAI"),
+    "google": ("GOOGLE", "google"),
+    "anthropic": ("ANTHROPIC", "anthropic"),
+}
+READY = frozenset({"ONLINE", "DEGRADED"})
+"""States in which a model answers."""
+DEPLOYMENT_TIMEOUT_S = 600.0
+
+
+class Models(Resource):
+    """`adaptive.models`: models by their keys."""
+
+    def list(self, filter: ModelFilter | None = None) -> Sequence[Model]:
+        """The models of the registry."""
+        return self._transport.execute(models.MODELS, filter=checked(filter or {}, ModelFilter, "filter"))
+
+    def get(self, model: str) -> Model | None:
+        """One of them."""
+        return self._transport.execute(models.MODEL, idOrKey=model)
+
+    def add(self, path: str, name: str, key: str | None = None) -> Model:
+        """Put a model from a folder or file of the server into the registry; its key is made of its name."""
+        return self._transport.execute(models.ADD_MODEL, input=given(path=path, name=name, key=key))
+
+    def add_external(
+        self,
+        name: str,
+        external_model_id: str,
+        api_key: str,
+        provider: Literal["open_ai", "legacy_open_ai", "google", "anthropic"],
+        endpoint: str | None = None,
+        extra_params: Mapping[str, Any] | None = None,
+    ) -> Model:
+        """A model that somebody else serves; its key is made of its name."""
+        if provider not in PROVIDERS:
+            raise InvalidRequestError(
+                f"there is no provider {provider!r}; there are {', '.join(PROVIDERS)}", field="provider"
+            )
+        kind, field = PROVIDERS[provider]
+        if extra_params is not None and provider == "google":
+            raise InvalidRequestError("models of google take no extra_params", field="extra_params")
+        data = given(apiKey=api_key, externalModelId=external_model_id, endpoint=endpoint, extraParams=extra_params)
+        body = {"name": name, "provider": kind, "providerData": {field: data}}
+        return self._transport.execute(models.ADD_EXTERNAL, input=body)
+
+    def add_hf_model(
+        self,
+        hf_model_id: str,
+        output_model_name: str,
+        output_model_key: str | None = None,
+        hf_token: str = "",
+        compute_pool: str | None = None,
+    ) -> Job:
+        """Import a model of Hugging Face's hub; `jobs.wait` waits for the job that does it."""
+        body = given(
+            modelId=hf_model_id,
+            outputModelName=output_model_name,
+            outputModelKey=output_model_key,
+            hfToken=hf_token,
+            computePool=compute_pool,
+        )
+        return self._transport.execute(jobs.IMPORT_MODEL, input=body)
+
+    def add_to_project(self, model: str, project: str | None = None) -> None:
+        """Make a model one of a project's, without starting it; InvalidRequestError says why it cannot be."""
+        body = {"project": self._project(project), "models": [model]}
+        bound = self._transport.execute(models.ADD_TO_PROJECT, input=body)
+        if not bound.success:
+            reasons = "; ".join(f"{failure.model}: {failure.reason}" for failure in bound.failures)
+            raise InvalidRequestError(f"cannot add the model: {reasons}", field="model")
+
+    def deploy(
+        self,
+        model: str,
+        wait: bool = False,
+        make_default: bool = False,
+        project: str | None = None,
+        placement: Placement | None = None,
+        num_draft_steps: int | None = None,
+        timeout_s: float = DEPLOYMENT_TIMEOUT_S,
+    ) -> ModelService:
+        """Serve a model in a project.
+
+        wait: return when it answers, after `timeout_s` seconds at most (DeadlineExceededError; the deployment goes on).
+        make_default: let it answer requests that name the project alone. num_draft_steps: tokens that its draft model
+        proposes per step, 1 to 8.
+        """
+        chosen = self._project(project)
+        body = given(
+            project=chosen,
+            model=model,
+            placement=self._placement(chosen, model, placement),
+            speculativeDecoding=_draft(num_draft_steps),
+        )
+        service = (self._transport.execute(models.DEPLOY, input=body)).model_service
+        if make_default:
+            service = self.update(model, is_default=True, project=chosen)
+        if wait:
+            self.wait(model, timeout_s)
+            service = self._service(chosen, service.id) or service
+        return service
+
+    def attach(
+        self,
+        model: str,
+        wait: bool = False,
+        make_default: bool = False,
+        project: str | None = None,
+        placement: Placement | None = None,
+        num_draft_steps: int | None = None,
+        timeout_s: float = DEPLOYMENT_TIMEOUT_S,
+    ) -> ModelService:
+        """`add_to_project`, then `deploy`."""
+        self.add_to_project(model, project)
+        return self.deploy(model, wait, make_default, project, placement, num_draft_steps, timeout_s)
+
+    def wait(self, model: str, timeout_s: float = DEPLOYMENT_TIMEOUT_S) -> Model:
+        """Until a model answers; UnavailableError with the server's words if it fails."""
+        deadline = Deadline(timeout_s)
+        while True:
+            found = self.get(model)
+            if found is None:
+                raise EntityNotFoundError(f"Model {model!r} does not exist", entity="model")
+            if found.online in READY:
+                return found
+            if found.online == "ERROR":
+                why = found.error or "the server does not say why"
+                raise UnavailableError(f"model {model!r} failed to start: {why}")
+            if deadline.has_passed:
+                raise DeadlineExceededError(
+                    f"model {model!r} is {found.online} after {timeout_s:g} s; it goes on starting, and "
+                    "models.wait(model, timeout_s=...) waits longer",
+                    limit="timeout_s",
+                )
+            time.sleep(deadline.pause())
+
+    def update(
+        self,
+        model: str,
+        is_default: bool | None = None,
+        desired_online: bool | None = None,
+        project: str | None = None,
+        placement: Placement | None = None,
+        num_draft_steps: int | None = None,
+    ) -> ModelService:
+        """Change how a project serves a model; what is None, or missing in `placement`, stays as it is."""
+        chosen = self._project(project)
+        body = given(
+            project=chosen,
+            modelService=model,
+            isDefault=is_default,
+            desiredOnline=desired_online,
+            placement=self._placement(chosen, model, placement),
+            speculativeDecoding=_draft(num_draft_steps),
+        )
+        return self._transport.execute(models.UPDATE_SERVICE, input=body)
+
+    def update_compute_config(self, model: str, compute_config: ComputeChanges) -> Model:
+        """Change what one replica takes, in all projects; what is not named stays as it is."""
+        body = checked(compute_config, ComputeChanges, "compute_config")
+        return self._transport.execute(models.UPDATE_COMPUTE, idOrKey=model, input=body)
+
+    def detach(self, model: str, project: str | None = None) -> bool:
+        """Take a model out of a project; one that is in no other and not published is removed from storage."""
+        body = {"project": self._project(project), "model": model}
+        return self._transport.execute(models.REMOVE_FROM_PROJECT, input=body)
+
+    def terminate(self, model: str, force: bool = False) -> str:
+        """Unload a model everywhere; `force` if several projects want it online."""
+        return self._transport.execute(models.TERMINATE, idOrKey=model, force=force)
+
+    def _service(self, project: str, model: str) -> ModelService | None:
+        found = self._transport.execute(projects.PROJECT_MODELS, idOrKey=project)
+        services = [] if found is None else found.model_services
+        return next((item for item in services if model in (item.key, item.id, item.model.key, item.model.id)), None)
+
+    def _placement(self, project: str, model: str, wanted: Placement | None) -> dict[str, Any] | None:
+        """As the server takes it: whole. What is not wanted otherwise is what it is now, or every pool that serves."""
+        if not wanted:
+            return None
+        placement = checked(wanted, Placement, "placement")
+        service = self._service(project, model)
+        if service is not None and service.placement is not None:
+            now = given(computePools=service.placement.compute_pools, maxTtftMs=service.placement.max_ttft_ms)
+            placement = now | placement
+        if "computePools" not in placement:
+            pools = self._transport.execute(compute_pools.COMPUTE_POOLS)
+            placement["computePools"] = [pool.key for pool in pools if "INFERENCE" in pool.capabilities]
+        return placement
+
+
+def _draft(num_draft_steps: int | None) -> dict[str, int] | None:
+    return None if num_draft_steps is None else {"numDraftSteps": num_draft_steps}

@@ -1,0 +1,304 @@
+"""Completions: what was asked and answered, one by one and in groups."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+from enum import Enum
+from typing import Any
+
+import strawberry
+from strawberry.scalars import JSON
+
+from harmonia.server.graphql.completion_filter import CompletionSource, ListCompletionsFilterInput
+from harmonia.server.graphql.context import Info
+from harmonia.server.graphql.messages import ChatMessage
+from harmonia.server.graphql.metrics import DirectScore, Metric
+from harmonia.server.graphql.models import Model
+from harmonia.server.graphql.paging import CursorPageInput, OrderPair, PageInfo, SortDirection
+from harmonia.server.graphql.projects import Project
+from harmonia.server.graphql.scalars import IdOrKey, Timestamp
+from harmonia.server.services.completion_details import BriefCompletion, ComparisonInfo, CompletionInfo
+from harmonia.server.services.interactions import CompletionPage, Group, Listing, ScoreStats
+from harmonia.server.services.keyset import Order, Page
+from harmonia.server.services.paging import PageWish
+
+
+@strawberry.enum
+class CompletionGroupBy(Enum):
+    """What completions of a group have in common."""
+
+    MODEL = "MODEL"
+    PROMPT = "PROMPT"
+
+
+@strawberry.type
+class Usage:
+    """Token counts."""
+
+    completion_tokens: int
+    prompt_tokens: int
+    total_tokens: int
+
+
+@strawberry.type
+class CompletionMetadata:
+    """How a completion came about."""
+
+    parameters: JSON | None
+    timings: JSON | None
+    usage: Usage | None
+    system: JSON | None
+
+
+@strawberry.type
+class CompletionLabel:
+    """A word of the caller about a completion."""
+
+    key: str
+    value: str
+
+
+@strawberry.type
+class ComparisonScore:
+    """Which of two completions was better."""
+
+    id: uuid.UUID
+    created_at: Timestamp
+    project: Project | None
+    metric: Metric | None
+    prefered_completion: Completion | None
+    other_completion: Completion | None
+
+    @classmethod
+    def of(cls, info: ComparisonInfo) -> ComparisonScore:
+        """From its rows."""
+        return cls(
+            id=info.row.id,
+            created_at=Timestamp(info.row.created_at),
+            project=Project.of(info.project),
+            metric=Metric.of(info.metric),
+            prefered_completion=Completion.of_brief(info.preferred),
+            other_completion=Completion.of_brief(info.other),
+        )
+
+
+@strawberry.type
+class Completion:
+    """One answer of a model to one prompt."""
+
+    info: strawberry.Private[BriefCompletion]
+    known: strawberry.Private[CompletionInfo | None]
+    id: uuid.UUID
+    prompt_hash: str | None
+    chat_messages: list[ChatMessage]
+    source: CompletionSource
+    model: Model | None
+    created_at: Timestamp
+    metadata: CompletionMetadata
+
+    @classmethod
+    def of(cls, info: CompletionInfo) -> Completion:
+        """With all that is known of it."""
+        return cls.of_brief(BriefCompletion(info.row, info.model), info)
+
+    @classmethod
+    def of_brief(cls, info: BriefCompletion, known: CompletionInfo | None = None) -> Completion:
+        """With what is read when somebody asks."""
+        row = info.row
+        return cls(
+            info=info,
+            known=known,
+            id=row.id,
+            prompt_hash=row.prompt_hash,
+            chat_messages=[ChatMessage.of(message) for message in row.messages],
+            source=CompletionSource(row.source),
+            model=None if info.model is None else Model.of(info.model),
+            created_at=Timestamp(row.created_at),
+            metadata=CompletionMetadata(
+                parameters=_json(row.parameters), timings=_json(row.timings), usage=_usage(row.usage), system=None
+            ),
+        )
+
+    @strawberry.field
+    def completion(self, max_length: int | None = None) -> str | None:
+        """The answer, or its first characters."""
+        text = self.info.row.completion
+        return text if max_length is None else text[: max(0, max_length)]
+
+    @strawberry.field
+    async def direct_scores(self, info: Info) -> list[DirectScore]:
+        """The values that it got."""
+        return [DirectScore.of(score) for score in (await self._all(info)).scores]
+
+    @strawberry.field
+    async def comparison_scores(self, info: Info) -> list[ComparisonScore]:
+        """The comparisons that it took part in."""
+        return [ComparisonScore.of(item) for item in (await self._all(info)).comparisons]
+
+    @strawberry.field
+    async def labels(self, info: Info, with_protected: bool = False) -> list[CompletionLabel]:
+        """What the caller said about it. No label is protected, so `withProtected` changes nothing."""
+        return [CompletionLabel(key=row.key, value=row.value) for row in (await self._all(info)).labels]
+
+    async def _all(self, info: Info) -> CompletionInfo:
+        if self.known is None:
+            self.known = await info.context.services.interactions.details(self.info.row)
+        return self.known
+
+
+@strawberry.type
+class CompletionEdge:
+    """A completion, and where the list goes on after it."""
+
+    node: Completion
+    cursor: str
+
+
+@strawberry.type
+class CompletionConnection:
+    """Some of the completions that are wanted. totalCount: of all pages."""
+
+    page_info: PageInfo
+    edges: list[CompletionEdge]
+    nodes: list[Completion]
+    total_count: int
+
+    @classmethod
+    def of(cls, found: CompletionPage) -> CompletionConnection:
+        """From what was read."""
+        nodes = [Completion.of(item) for item in found.items]
+        edges = [
+            CompletionEdge(node=node, cursor=cursor) for node, cursor in zip(nodes, found.page.cursors, strict=True)
+        ]
+        return cls(page_info=_page_info(found.page), edges=edges, nodes=nodes, total_count=found.total)
+
+
+@strawberry.type
+class CompletionGroupScoreStats:
+    """The scores of a group in one metric."""
+
+    metric: Metric
+    scores: int
+    average: float | None
+    max: float | None
+    min: float | None
+    stddev: float | None
+    sum: float | None
+
+    @classmethod
+    def of(cls, stats: ScoreStats) -> CompletionGroupScoreStats:
+        """From what was computed."""
+        return cls(
+            metric=Metric.of(stats.metric),
+            scores=stats.count,
+            average=stats.average,
+            max=stats.max,
+            min=stats.min,
+            stddev=stats.stddev,
+            sum=stats.sum,
+        )
+
+
+@strawberry.type
+class CompletionGroupData:
+    """Completions that have something in common."""
+
+    listing: strawberry.Private[Listing]
+    by: strawberry.Private[CompletionGroupBy]
+    key: str | None
+    count: int
+    direct_scores_stats: list[CompletionGroupScoreStats]
+
+    @strawberry.field
+    async def completions(
+        self, info: Info, page: CursorPageInput, order: list[OrderPair] | None = None
+    ) -> CompletionConnection:
+        """They, newest first. Of a page that is the groups' own only the size counts: its cursors are of groups."""
+        wish = page.wish
+        if wish == self.listing.wish:
+            wish = PageWish(first=wish.first, last=wish.last)
+        listing = replace(self.listing, wish=wish, orders=_orders(order))
+        interactions = info.context.services.interactions
+        found = await interactions.members(info.context.caller, listing, self.by.value, self.key)
+        return CompletionConnection.of(found)
+
+
+@strawberry.type
+class CompletionGroupDataConnection:
+    """Some of the groups. totalCount: groups of all pages."""
+
+    page_info: PageInfo
+    nodes: list[CompletionGroupData]
+    group_by: CompletionGroupBy
+    total_count: int
+
+
+@strawberry.type
+class InteractionQuery:
+    """Completions."""
+
+    @strawberry.field
+    async def completions(
+        self,
+        info: Info,
+        filter: ListCompletionsFilterInput,
+        page: CursorPageInput,
+        order: list[OrderPair] | None = None,
+    ) -> CompletionConnection:
+        """Those that are wanted, newest first unless told otherwise."""
+        listing = Listing(project=filter.project, where=filter.where, wish=page.wish, orders=_orders(order))
+        return CompletionConnection.of(await info.context.services.interactions.page(info.context.caller, listing))
+
+    @strawberry.field
+    async def completions_grouped(
+        self,
+        info: Info,
+        filter: ListCompletionsFilterInput,
+        group_by: CompletionGroupBy,
+        page: CursorPageInput,
+        order: list[OrderPair] | None = None,
+    ) -> CompletionGroupDataConnection:
+        """The same in groups, in the order of their keys unless told otherwise."""
+        listing = Listing(project=filter.project, where=filter.where, wish=page.wish, orders=_orders(order))
+        found = await info.context.services.interactions.grouped(info.context.caller, listing, group_by.value)
+        nodes = [_group(group, listing, group_by) for group in found.groups]
+        return CompletionGroupDataConnection(
+            page_info=_page_info(found.page), nodes=nodes, group_by=group_by, total_count=found.total
+        )
+
+    @strawberry.field
+    async def completion(self, info: Info, project: IdOrKey, id: uuid.UUID) -> Completion | None:
+        """One of them."""
+        found = await info.context.services.interactions.find(info.context.caller, project, id)
+        return None if found is None else Completion.of(found)
+
+
+def _group(group: Group, listing: Listing, by: CompletionGroupBy) -> CompletionGroupData:
+    stats = [CompletionGroupScoreStats.of(item) for item in group.stats]
+    return CompletionGroupData(listing=listing, by=by, key=group.key, count=group.count, direct_scores_stats=stats)
+
+
+def _orders(order: list[OrderPair] | None) -> tuple[Order, ...]:
+    return tuple(Order(item.field, item.order is SortDirection.DESC) for item in order or ())
+
+
+def _page_info(page: Page) -> PageInfo:
+    return PageInfo(
+        has_previous_page=page.has_previous,
+        has_next_page=page.has_next,
+        start_cursor=page.cursors[0] if page.cursors else None,
+        end_cursor=page.cursors[-1] if page.cursors else None,
+    )
+
+
+def _json(value: dict[str, Any] | None) -> JSON | None:
+    return None if value is None else JSON(value)
+
+
+def _usage(usage: dict[str, Any] | None) -> Usage | None:
+    if usage is None:
+        return None
+    prompt, answer = int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
+    total = int(usage.get("total_tokens", prompt + answer))
+    return Usage(prompt_tokens=prompt, completion_tokens=answer, total_tokens=total)

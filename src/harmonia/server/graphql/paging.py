@@ -1,0 +1,111 @@
+"""Pages of long lists, their order, and the conditions that several areas filter by."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import strawberry
+
+from harmonia.server.graphql.scalars import IdOrKey, InputDatetime
+from harmonia.server.services.keyset import Page
+from harmonia.server.services.paging import PageWish, Window
+
+
+@strawberry.input
+class CursorPageInput:
+    """Which rows are wanted: those after or before a cursor, at most `first` or `last` of them."""
+
+    first: int | None = None
+    after: str | None = None
+    before: str | None = None
+    last: int | None = None
+    offset: int | None = None
+
+    @property
+    def wish(self) -> PageWish:
+        """For services."""
+        return PageWish(self.first, self.after, self.before, self.last, self.offset)
+
+
+@strawberry.type
+class PageInfo:
+    """Where a page stands in its list."""
+
+    has_previous_page: bool
+    has_next_page: bool
+    start_cursor: str | None
+    end_cursor: str | None
+
+    @classmethod
+    def of(cls, page: Page | Window) -> PageInfo:
+        """Of the rows that were read."""
+        cursors = page.cursors
+        first, last = (cursors[0], cursors[-1]) if cursors else (None, None)
+        return cls(
+            has_previous_page=page.has_previous, has_next_page=page.has_next, start_cursor=first, end_cursor=last
+        )
+
+
+@strawberry.enum
+class SortDirection(Enum):
+    """Smallest first, or largest first."""
+
+    ASC = "ASC"
+    DESC = "DESC"
+
+
+@strawberry.input
+class OrderPair:
+    """A column to sort by, in snake case."""
+
+    field: str
+    order: SortDirection
+
+
+@strawberry.input
+class TimeRange:
+    """From one moment to another."""
+
+    from_: InputDatetime = strawberry.field(name="from")
+    to: InputDatetime
+
+
+@strawberry.input
+class TextCondition:
+    """What a text must be or hold."""
+
+    eq: str | None = None
+    contains: str | None = None
+
+
+@strawberry.input
+class IdOrKeyCondition:
+    """What an entity must be, or must not be."""
+
+    eq: IdOrKey | None = None
+    in_: list[IdOrKey] | None = strawberry.field(name="in", default=None)
+    neq: IdOrKey | None = None
+
+
+@strawberry.type
+class Label:
+    """A word about something."""
+
+    key: str
+    value: str
+
+
+@strawberry.input
+class LabelInput:
+    """A word about something."""
+
+    key: str
+    value: str
+
+
+@strawberry.input
+class LabelFilter:
+    """Only what has a label of this key, with one of these values if any are given."""
+
+    key: str
+    value: list[str] | None = None

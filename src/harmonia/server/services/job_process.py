@@ -1,0 +1,210 @@
+"""One job as it runs: a worker for its models, and the process of its recipe, which reaches the worker through the
+gateway of this server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from harmonia.config import EngineConfig, WorkerConfig
+from harmonia.config.control import ControlConfig
+from harmonia.errors import UnavailableError
+from harmonia.fleet import LocalFleet
+from harmonia.protocol.fleet import WorkerState
+from harmonia.server.db.jobs import Job
+from harmonia.server.services import processes
+
+MODULE = "harmonia.client.recipe"
+GATEWAY = "/api/v1/ws"
+MAX_LOG_BYTES = 64 << 20
+"""Of a job's output; what comes after is dropped."""
+_BLOCK_BYTES = 64 << 10
+_PATIENCE_S = 5.0
+"""For so long a job that is stopped may clean up."""
+_TAIL_LINES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A job that is to run."""
+
+    job: Job
+    project: str
+    """Its project's key."""
+    api_key: str = field(repr=False)
+    device: str | None = None
+    """The GPU of its worker, by number; None: the CPU."""
+
+
+class JobProcess:
+    """A worker and a process, from their start to their end."""
+
+    def __init__(self, config: ControlConfig, launch: Launch, folder: Path) -> None:
+        """folder: the job's own, for its log and its files."""
+        self._config = config
+        self._launch = launch
+        self._folder = folder
+        self._canceled = asyncio.Event()
+        self.worker_socket: str | None = None
+        """Where its worker listens, while it does."""
+
+    def cancel(self) -> None:
+        """Let `run` end."""
+        self._canceled.set()
+
+    async def run(self) -> str | None:
+        """Run it to its end. Returns why it ended if the recipe cannot have said it itself.
+
+        Errors: HarmoniaError when the worker cannot be started.
+        """
+        await asyncio.to_thread(self._folder.mkdir, parents=True, exist_ok=True)
+        with _Log(self._folder / "log.txt") as log:
+            environment = {} if self._launch.device is None else {"CUDA_VISIBLE_DEVICES": self._launch.device}
+            fleet = LocalFleet(log.line, environment=environment)
+            try:
+                if not await self._start_worker(fleet):
+                    return None
+                return await self._run_recipe(log)
+            finally:
+                self.worker_socket = None
+                await fleet.close()
+
+    async def _start_worker(self, fleet: LocalFleet) -> bool:
+        """False if the job was canceled meanwhile."""
+        engine = EngineConfig(device="cpu" if self._launch.device is None else "auto")
+        config = WorkerConfig(registry=str(self._config.registry), engine=engine)
+        await fleet.start(config)
+        ready, canceled = asyncio.create_task(_ready(fleet)), asyncio.create_task(self._canceled.wait())
+        try:
+            await asyncio.wait((ready, canceled), return_when=asyncio.FIRST_COMPLETED)
+            if ready.done():
+                self.worker_socket = ready.result()
+            return self.worker_socket is not None
+        finally:
+            for task in (ready, canceled):
+                task.cancel()
+            await asyncio.gather(ready, canceled, return_exceptions=True)
+
+    async def _run_recipe(self, log: _Log) -> str | None:
+        job = self._launch.job
+        arguments = self._folder / "args.json"
+        arguments.write_bytes(msgspec.json.encode(job.args))
+        process = await processes.start(MODULE, folder=self._folder, variables=self._variables(arguments), reads=True)
+        _limit_memory(process.pid, job.max_ram_gb)
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.close()
+        reading = asyncio.create_task(log.copy(process.stdout))
+        canceled, ended = asyncio.create_task(self._canceled.wait()), asyncio.create_task(process.wait())
+        try:
+            done, _ = await asyncio.wait(
+                (canceled, ended), timeout=job.max_duration_s, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            await processes.stop(process, _PATIENCE_S)
+            canceled.cancel()
+            await asyncio.gather(reading, canceled, ended, return_exceptions=True)
+        if not done:
+            return f"the job ran longer than {job.max_duration_s} s (maxDurationSecs) and was ended"
+        return None if canceled in done else _ending(process.returncode or 0, log.tail())
+
+    def _variables(self, arguments: Path) -> dict[str, str]:
+        job, url = self._launch.job, local_url(self._config)
+        more = {
+            "ADAPTIVE_HARMONY_URL": f"ws{url.removeprefix('http')}{GATEWAY}",
+            "ADAPTIVE_CONTROL_PLANE_URL": url,
+            "ADAPTIVE_CONTROL_PLANE_API_TOKEN": self._launch.api_key,
+            "ADAPTIVE_API_KEY": self._launch.api_key,
+            "ADAPTIVE_NUM_GPUS": str(job.num_gpus),
+            "ADAPTIVE_NAME": job.name,
+            "ADAPTIVE_RECIPE_NAME": job.recipe_key,
+            "ADAPTIVE_RECIPE_KEY": job.recipe_key,
+            "ADAPTIVE_ENTRYPOINT": job.entrypoint,
+            "ADAPTIVE_JOB_ID": str(job.id),
+            "ADAPTIVE_PROJECT": self._launch.project,
+            "ADAPTIVE_WORKING_DIR": str(self._folder / "work"),
+            "ADAPTIVE_USER_INPUT_FILE": str(arguments),
+            "ADAPTIVE_LOG_LEVEL": "INFO",
+            "CUDA_VISIBLE_DEVICES": "",  # models are on the worker
+        }
+        if job.compute_pool:
+            more["ADAPTIVE_COMPUTE_POOL"] = job.compute_pool
+        if job.resume_artifact_id is not None:
+            more["ADAPTIVE_RESUME_CHECKPOINT_ARTIFACT_ID"] = str(job.resume_artifact_id)
+        return processes.environment(self._folder, self._config.folder / "cache", more)
+
+
+class _Log:
+    """The file with a job's output, up to a size."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._left = MAX_LOG_BYTES
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> _Log:
+        self._file = self._path.open("ab")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def line(self, text: str) -> None:
+        """Write a line of the worker's."""
+        self._write(f"{text}\n".encode())
+
+    async def copy(self, source: asyncio.StreamReader) -> None:
+        """Write everything that comes."""
+        while block := await source.read(_BLOCK_BYTES):
+            self._write(block)
+
+    def tail(self) -> str:
+        """The last lines."""
+        with self._path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _BLOCK_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+        return "\n".join(lines[-_TAIL_LINES:])
+
+    def _write(self, block: bytes) -> None:
+        if self._file is None or self._left <= 0:
+            return
+        self._left -= len(block)
+        self._file.write(block)
+        if self._left <= 0:
+            self._file.write(b"\n[the log ends here: it is too long]\n")
+        self._file.flush()
+
+
+def local_url(config: ControlConfig) -> str:
+    """Where processes of this machine reach this server."""
+    host = config.server.host
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+    return f"http://{f'[{shown}]' if ':' in shown else shown}:{config.server.port}"
+
+
+async def _ready(fleet: LocalFleet) -> str:
+    async for status in fleet.watch():
+        if status.state is WorkerState.READY:
+            return status.socket
+        if status.state is WorkerState.FAILED and status.failure is not None:
+            raise status.failure.error()
+    raise UnavailableError("the worker is gone")
+
+
+def _limit_memory(pid: int, gigabytes: float | None) -> None:
+    """Of the data that the process makes, not of its addresses: libraries map far more than they use."""
+    if gigabytes is not None and hasattr(resource, "prlimit"):
+        limit = round(gigabytes * 2**30)
+        resource.prlimit(pid, resource.RLIMIT_DATA, (limit, limit))
+
+
+def _ending(code: int, tail: str) -> str:
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return f"the job's process ended with {how} before it told how the job ended:\n{tail}"

@@ -1,0 +1,38 @@
+"""The figures of permission checks, taken on few users."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import cli
+from benchmarks.cli import main, parser, records
+from benchmarks.errors import BenchmarkError
+from benchmarks.report import emit
+
+MACHINE = {
+    "cpu": "A processor", "cores": 2, "threads": 1, "load_1m": 0.1,
+    "fp32_gflops": 200.0, "bf16_gflops": 40.0, "int8_gflops": 80.0, "read_gb_s": 18.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_checks_are_counted_and_timed(
+    database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "describe", lambda threads, device: MACHINE)
+    small = ["--users", "100", "--projects", "10", "--rate", "100", "--seconds", "1"]
+    assert main(["control", "--database", database, "--json", "--threads", "1", *small]) in (0, 1)
+    record = json.loads(capsys.readouterr().out)
+    assert record["database"] == database
+    assert 50 < record["checks"] < 200
+    assert 0 < record["p50_ms"] <= record["p99_ms"] and record["per_second"] > 0
+    assert isinstance(record["ok"], bool)
+    emit([record], as_table=True)
+    assert database[:4] in capsys.readouterr().out  # the rest may stand on the next line
+
+
+def test_a_crowd_of_nobody_is_refused() -> None:
+    with pytest.raises(BenchmarkError, match="--users is 0"):
+        list(records(parser().parse_args(["control", "--users", "0"])))

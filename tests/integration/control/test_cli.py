@@ -1,0 +1,157 @@
+"""The commands that talk to a server: ids for other programs, tables for people."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from harmonia.cli.main import app
+from harmonia.config.control import ControlConfig
+from harmonia.sdk import Adaptive
+from tests.integration.control.conftest import ADMIN, Plane
+
+PROJECT = "lab"
+RECIPE = """
+from harmonia.client.recipe import InputConfig, RecipeContext, recipe_main
+
+class Config(InputConfig):
+    word: str
+    steps: int = 3
+
+@recipe_main
+async def main(config: Config, ctx: RecipeContext):
+    pass
+"""
+Harmonia = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Plane]:
+    with Plane(ControlConfig(data_dir=tmp_path_factory.mktemp("plane"))) as plane:
+        with Adaptive(plane.url, plane.api_key) as admin:
+            admin.projects.create(PROJECT)
+            admin.models.add(str(tiny), "Tiny", "tiny")
+            admin.models.add_to_project("tiny", PROJECT)
+        yield plane
+
+
+@pytest.fixture
+def harmonia(running: Plane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harmonia:
+    """Run a command as the admin in the project; its output is not a terminal."""
+    monkeypatch.setenv("HARMONIA_CONFIG", str(tmp_path / "config.toml"))
+    monkeypatch.setenv("ADAPTIVE_BASE_URL", running.url)
+    monkeypatch.setenv("ADAPTIVE_API_KEY", running.api_key)
+    monkeypatch.setenv("DEFAULT_PROJECT", PROJECT)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str | Path, input: str | None = None, exit_code: int = 0) -> Result:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=input)
+        assert result.exit_code == exit_code, result.output
+        return result
+
+    return run
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A file."""
+    file = tmp_path / "lesson.py"
+    file.write_text(RECIPE)
+    return file
+
+
+def ids(result: Result) -> list[str]:
+    """The lines, each of which must be an id."""
+    lines = result.stdout.splitlines()
+    assert all(str(uuid.UUID(line)) == line for line in lines), result.stdout
+    return lines
+
+
+def test_lists_are_ids_in_a_pipe_and_tables_on_a_terminal(harmonia: Harmonia, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(ids(harmonia("models"))) == len(ids(harmonia("models", "--all"))) == 1
+    assert len(ids(harmonia("role", "list"))) >= 4
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert all(word in harmonia("models", "--all").stdout for word in ("key", "state", "tiny", "OFFLINE"))
+    assert ADMIN in harmonia("user", "list").stdout
+
+
+def test_a_recipe_is_published_once_replaced_by_force_and_described(harmonia: Harmonia, recipe: Path) -> None:
+    (published,) = ids(harmonia("publish", recipe))
+    assert "--force" in harmonia("publish", recipe, exit_code=1).stderr
+    assert ids(harmonia("publish", recipe, "--force", "-n", "A Lesson", "-k", "lesson")) == [published]
+    assert published in ids(harmonia("recipes"))
+    schema = json.loads(harmonia("schema", "lesson").stdout)
+    assert schema["required"] == ["word"]
+    assert schema == json.loads(harmonia("schema", published).stdout)
+    shown = harmonia("launch", "lesson", "--", "--help").stdout
+    assert "--word TEXT" in shown
+    assert "harmonia launch lesson --word ..." in shown
+    assert "did you mean --word" in harmonia("launch", "lesson", "--", "--wrod", "x", exit_code=1).stderr
+    assert "`harmonia recipes` lists them" in harmonia("schema", "nothing", exit_code=1).stderr
+
+
+def test_a_folder_without_main_is_refused(harmonia: Harmonia, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "has no main.py" in harmonia("publish", tmp_path / "empty", exit_code=1).stderr
+
+
+def test_a_data_set_is_uploaded(harmonia: Harmonia, running: Plane, tmp_path: Path) -> None:
+    file = tmp_path / "My Rows.jsonl"
+    file.write_text('{"messages": [{"role": "user", "content": "?"}], "completion": "!"}\n')
+    (dataset,) = ids(harmonia("upload", file))
+    with Adaptive(running.url, running.api_key, PROJECT) as admin:
+        found = admin.datasets.get(dataset)
+    assert found is not None
+    assert (found.key, found.name, found.records) == ("my-rows", "My Rows", 1)
+    assert "nowhere.jsonl" in harmonia("upload", "nowhere.jsonl", exit_code=1).stderr
+
+
+def test_people_roles_and_teams(harmonia: Harmonia, monkeypatch: pytest.MonkeyPatch) -> None:
+    (team,) = ids(harmonia("team", "create", "red", "-n", "Red"))
+    assert team in ids(harmonia("team", "list"))
+    (role,) = ids(harmonia("role", "create", "writer", "project:read"))
+    assert ids(harmonia("role", "add-permission", "writer", "project:update", "project:infer")) == [role]
+    harmonia("role", "remove-permission", role, "project:infer")
+    created = harmonia("user", "create", "robot", "-t", "system", "--team", "red=writer")
+    (robot,) = ids(created)
+    assert "API key: hk-" in created.stderr
+    (ada,) = ids(harmonia("user", "create", "Ada", "-e", "ada@example.com"))
+    assert ids(harmonia("team", "add-member", "red", "ada@example.com", "writer")) == [ada]
+    assert "--email" in harmonia("user", "create", "Bob", exit_code=1).stderr
+    assert "TEAM=ROLE" in harmonia("user", "create", "x", "-t", "system", "--team", "red", exit_code=1).stderr
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "project:read, project:update" in harmonia("role", "describe", "writer").stdout
+    assert "red=writer" in harmonia("user", "describe", "ada@example.com").stdout
+    assert "red=writer" not in harmonia("team", "remove-member", "red", ada).stdout
+    harmonia("user", "delete", robot)
+    assert "there is no user" in harmonia("user", "describe", "nobody", exit_code=1).stderr
+
+
+def test_settings_are_kept_and_the_environment_goes_before_them(
+    harmonia: Harmonia, running: Plane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ADAPTIVE_BASE_URL", "ADAPTIVE_API_KEY", "DEFAULT_PROJECT"):
+        monkeypatch.delenv(name)
+    assert "harmonia set-api-key" in harmonia("models", exit_code=1).stderr
+    assert "not set" in harmonia("config").stdout
+    harmonia("config", "--base-url", running.url, "-p", PROJECT)
+    harmonia("set-api-key", input=f"{running.api_key}\n")
+    assert (tmp_path / "config.toml").stat().st_mode & 0o777 == 0o600
+    shown = harmonia("config").stdout
+    assert running.url in shown
+    assert running.api_key not in shown
+    assert len(ids(harmonia("models"))) == 1
+    monkeypatch.setenv("ADAPTIVE_API_KEY", "wrong")
+    assert "authentication" in harmonia("models", exit_code=1).stderr
+    assert "no address of a server" in harmonia("config", "--base-url", "localhost", exit_code=1).stderr
+    assert "one word" in harmonia("set-api-key", "", input="\n", exit_code=1).stderr
+
+
+def test_where_nobody_listens_is_told(harmonia: Harmonia, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTIVE_BASE_URL", "http://127.0.0.1:1")
+    assert "no server listens at http://127.0.0.1:1" in harmonia("team", "create", "x", exit_code=1).stderr

@@ -1,0 +1,134 @@
+"""`harmonia up` as people run it: a process, its words, its signals."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from harmonia.cli.main import app
+from harmonia.server import bind
+
+COMMAND = [sys.executable, "-m", "harmonia.cli", "up", "--port", "0"]
+READY = re.compile(r"ready at (http://\S+),")
+KEY = re.compile(r"shown only now: (hk-\S+)")
+
+
+def environment(**variables: str) -> dict[str, str]:
+    return {**{name: value for name, value in os.environ.items() if not name.startswith("ADAPTIVE_")}, **variables}
+
+
+class Started:
+    """A process that says where it answers."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.words = ""
+        assert process.stderr is not None
+        for line in process.stderr:
+            self.words += line
+            if READY.search(line):
+                break
+
+    @property
+    def url(self) -> str:
+        found = READY.search(self.words)
+        assert found, self.words
+        return found[1]
+
+    def end(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+
+@contextmanager
+def started(folder: Path, **variables: str) -> Iterator[Started]:
+    command = [*COMMAND, "--data-dir", str(folder)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(**variables)) as process:
+        try:
+            yield Started(process)
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """What is told by a start that comes to nothing."""
+    logger = logging.getLogger("harmonia")
+    monkeypatch.setattr(logger, "handlers", [logging.NullHandler()])  # the log of the tests stays as it is
+    monkeypatch.setattr(logger, "level", logger.level)
+
+    def start(*options: str, **variables: str) -> str:
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            done = CliRunner().invoke(app, ["up", "--port", "0", *options])
+        assert done.exit_code == 1, done.output
+        return done.stderr.replace("\n", " ")
+
+    return start
+
+
+def test_the_first_start_gives_a_key_and_the_second_keeps_everything(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    with started(folder) as first:
+        found = KEY.search(first.words)
+        assert found, first.words
+        headers = {"authorization": f"Bearer {found[1]}"}
+        made = httpx.post(
+            f"{first.url}/api/graphql",
+            json={"query": 'mutation { createTeam(input: {name: "Support"}) { key } }'},
+            headers=headers,
+        )
+        assert made.json()["data"]["createTeam"]["key"] == "support"
+        assert first.end(signal.SIGTERM) == 0
+    assert folder.stat().st_mode & 0o777 == 0o700
+    with started(folder, ADAPTIVE_SERVER__INTERNAL_PORT="0") as second:
+        assert not KEY.search(second.words)
+        teams = httpx.post(f"{second.url}/api/graphql", json={"query": "{ teams { key } }"}, headers=headers)
+        assert {"key": "support"} in teams.json()["data"]["teams"]
+        assert second.end(signal.SIGINT) == 0
+
+
+def test_mistakes_end_with_the_name_of_what_is_wrong(tmp_path: Path, refused: Callable[..., str]) -> None:
+    folder = ("--data-dir", str(tmp_path / "data"))
+    assert "ADAPTIVE_DB__ULR" in refused(*folder, ADAPTIVE_DB__ULR="sqlite:///x")
+    assert "ADAPTIVE_SERVER__MAX_CONNECTIONS" in refused(*folder, ADAPTIVE_SERVER__MAX_CONNECTIONS="many")
+    assert "ADAPTIVE_AUTH__OIDC__PROVIDERS is not JSON" in refused(*folder, ADAPTIVE_AUTH__OIDC__PROVIDERS="google")
+    assert "ADAPTIVE_LOG_FORMAT" in refused(*folder, ADAPTIVE_LOG_FORMAT="xml")
+    assert "./nowhere.gguf does not exist" in refused("./nowhere.gguf", *folder)
+    assert "migrate upgrade" in refused(*folder, ADAPTIVE_DB__RUN_MIGRATIONS="false")
+
+
+def test_no_password_is_told(tmp_path: Path, refused: Callable[..., str]) -> None:
+    folder = ("--data-dir", str(tmp_path / "data"))
+    for address in ("postgresql://me:secret@127.0.0.1:1/x", "mysql://me:secret@here/x", "me:secret@here"):
+        assert "secret" not in refused(*folder, "--database", address)
+
+
+def test_an_address_that_is_taken_is_named(tmp_path: Path, refused: Callable[..., str]) -> None:
+    with bind("127.0.0.1", 0) as taken:
+        port = str(taken.getsockname()[1])
+        told = refused("--data-dir", str(tmp_path / "data"), "--port", port)
+        assert f"cannot listen on 127.0.0.1 port {port}" in told and "--port" in told
+
+
+def test_a_data_folder_that_cannot_be_used_is_named(tmp_path: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert "--data-dir names another" in refused("--data-dir", str(tmp_path / "file" / "data"))
+
+
+def test_help_names_every_variable() -> None:
+    told = CliRunner().invoke(app, ["up", "--help"], terminal_width=200).output
+    for name in ("ADAPTIVE_DB__URL", "ADAPTIVE_AUTH__OIDC__PROVIDERS", "ADAPTIVE_SERVER__INTERNAL_PORT"):
+        assert name in told
