@@ -6,18 +6,22 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from adaptive_sdk import Adaptive
 from adaptive_sdk.external import EmptyMetadata, Request, Response, RewardServer, ServerInfo
-from adaptive_sdk.graphql_client import GraderUpdateInput, RemoteEnvCreate
+from adaptive_sdk.graphql_client import AddModelInput, GraderUpdateInput, RemoteEnvCreate
 from adaptive_sdk.graphql_client.exceptions import GraphQLClientGraphQLMultiError
 from adaptive_sdk.graphql_client.input_types import CustomConfigInput, GraderConfigInput
 
+from harmonia.client.data import PrebuiltConfigKey
+from harmonia.client.recipe.http_plane import HttpControlPlane
 from harmonia.config.control import ControlConfig, Graders
 from harmonia.errors import InvalidRequestError, UnavailableError
 from harmonia.graders.exceptions import IgnoreGradeException
@@ -121,6 +125,67 @@ def test_judges_name_a_model(lab: Adaptive) -> None:
     assert prebuilt.metric.key == "faithful"
     with pytest.raises(Exception, match=r"(?i)model"):
         lab.graders.create.binary_judge(key="other", criteria="?", judge_model="nobody")
+
+
+GRADES = """
+from harmonia.client import StringThread
+from harmonia.client.recipe import InputConfig, RecipeContext, recipe_main
+from harmonia.graders import Grader
+
+class Config(InputConfig):
+    grader: Grader
+
+@recipe_main
+async def main(config: Config, ctx: RecipeContext):
+    grader = await config.grader.load(ctx)
+    grade = await grader.grade(StringThread([("user", "Hello"), ("assistant", "Good day")]))
+    print("graded", grade.grader_key, grade.value, flush=True)
+"""
+
+
+def test_a_recipe_grades_with_a_grader_of_its_project(plane: Plane, lab: Adaptive, tmp_path: Path) -> None:
+    lab.graders.create.function(key="length", fn=LENGTH)
+    (tmp_path / "grades.py").write_text(GRADES)
+    lab.recipes.upload(str(tmp_path / "grades.py"))
+    told = {key: end_of(plane, lab, key) for key in ("length", "nobody")}
+    assert told["length"][0] == "COMPLETED", told["length"]
+    assert "graded length 8.0" in told["length"][1]
+    assert told["nobody"][0] == "FAILED"
+    assert "'nobody' does not exist" in told["nobody"][1]
+
+
+def end_of(plane: Plane, lab: Adaptive, grader: str) -> tuple[str, str]:
+    """How the recipe ends with a grader, and what it wrote."""
+    job = lab.jobs.run("grades", 0, args={"grader": grader})
+    end = time.monotonic() + 60
+    while (status := lab.jobs.get(job.id).status.value) in ("PENDING", "RUNNING"):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    log = httpx.get(f"{plane.url}/api/v1/jobs/{job.id}/logs", headers={"Authorization": f"Bearer {plane.api_key}"})
+    return status, log.text
+
+
+def test_recipes_read_graders_of_every_kind(plane: Plane, lab: Adaptive, lengths: str, tiny: Path) -> None:
+    lab._gql_client.add_model(AddModelInput(path=str(tiny), name="Tiny", key="tiny"))
+    example = {"input": [{"role": "user", "content": "?"}], "output": "!", "passes": True, "reasoning": "short"}
+    lab.graders.create.binary_judge(key="polite", criteria="Is it polite?", judge_model="tiny", examples=[example])
+    lab.graders.create.prebuilt_judge(key="relevant", type="ANSWER_RELEVANCY", judge_model="tiny")
+    lab.graders.create.prebuilt_judge(key="outside", type="FAITHFULNESS", judge_model=add_judge_model(lab))
+    lab.graders.create.external_endpoint(key="far", url=lengths)
+    lab.graders.create.custom(key="own", description="Mine")
+    control = HttpControlPlane(plane.url, plane.api_key, "lab")
+    read = {key: asyncio.run(control.get_grader_config(key)) for key in ("polite", "relevant", "far", "own")}
+    with pytest.raises(InvalidRequestError, match="an external model, which jobs cannot load"):
+        asyncio.run(control.get_grader_config("outside"))
+    again = asyncio.run(control.get_grader_config("polite"))
+    control.close()
+    judge = read["polite"].config
+    assert (judge.type, judge.model_key, judge.model_uri) == ("Judge", "tiny", "model_registry://tiny")
+    assert (judge.criteria, judge.examples[0].pass_, judge.examples[0].input[0].content) == ("Is it polite?", True, "?")
+    assert again == read["polite"]
+    assert read["relevant"].config.prebuilt_config_key is PrebuiltConfigKey.AnswerRelevancy
+    assert (read["far"].config.url, read["far"].config.version) == (lengths, "1.2")
+    assert (read["own"].config.type, read["own"].config.description) == ("Custom", "Mine")
 
 
 def test_locked_graders_stay_as_they_are(lab: Adaptive) -> None:

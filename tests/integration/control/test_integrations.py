@@ -18,6 +18,7 @@ import httpx
 import pytest
 from adaptive_sdk import Adaptive
 from adaptive_sdk.graphql_client import (
+    AddModelInput,
     ConnectionConfigInputGitHub,
     ConnectionConfigInputSlack,
     ConnectionConfigInputSmtp,
@@ -140,6 +141,77 @@ def test_a_webhook_is_told_and_can_check_who_told(plane: Plane, adaptive: Adapti
         headers={"Authorization": f"Bearer {plane.api_key}"},
     )
     assert "0 given up" in answer.json()["data"]["notificationSystemStatus"]
+
+
+def signed(arrived: tuple[str, dict[str, str], bytes], key: str) -> tuple[str, dict[str, Any]]:
+    """Topic and payload of a message that is from this server."""
+    _, headers, body = arrived
+    assert headers["x-harmonia-signature"] == signature(key, headers["x-harmonia-timestamp"], body)
+    message = json.loads(body)
+    return message["topic"], message["payload"]
+
+
+ECHO = """
+from harmonia.client.recipe import InputConfig, RecipeContext, recipe_main
+
+class Config(InputConfig):
+    word: str
+
+@recipe_main
+async def main(config: Config, ctx: RecipeContext):
+    assert config.word != "no", "said no"
+"""
+
+
+def test_jobs_that_end_are_told_of(plane: Plane, adaptive: Adaptive, listener: Listener, tmp_path: Path) -> None:
+    adaptive.projects.create("lab", "Lab")
+    adaptive.set_default_project("lab")
+    (tmp_path / "echo.py").write_text(ECHO)
+    adaptive.recipes.upload(str(tmp_path / "echo.py"))
+    made = adaptive.integrations.create(
+        "default", "Hook", "webhook", webhook(listener.url), [wants("use_case:lab:job:*")]
+    )
+    key = made.config.connection.headers["X-Harmonia-Secret"]
+    done = adaptive.jobs.run("echo", 0, args={"word": "yes"}, name="First")
+    topic, payload = signed(listener.next(), key)
+    assert topic == "project:lab:job:completed"
+    assert (payload["jobId"], payload["jobName"], payload["jobStatus"]) == (done.id, "First", "DONE")
+    assert (payload["jobInput"]["word"], payload["jobProgress"], payload["jobError"]) == ("yes", 1.0, None)
+    assert payload["jobStartedAt"] <= payload["jobEndedAt"]
+    adaptive.jobs.run("echo", 0, args={"word": "no"})
+    topic, payload = signed(listener.next(), key)
+    assert (topic, payload["jobStatus"]) == ("project:lab:job:failed", "ERROR")
+    assert "said no" in payload["jobError"]
+    waiting = adaptive.jobs.run("echo", 0, args={"word": "yes"})
+    adaptive.jobs.cancel(waiting.id)
+    adaptive.jobs.cancel(waiting.id)
+    topic, payload = signed(listener.next(), key)
+    assert (topic, payload["jobStatus"]) == ("project:lab:job:canceled", "CANCELLED")
+    with pytest.raises(queue.Empty):  # each end once
+        listener.arrived.get(timeout=0.5)
+
+
+def test_models_that_fail_are_told_of_where_they_are_wanted(
+    plane: Plane, adaptive: Adaptive, listener: Listener, tiny: Path
+) -> None:
+    for project in ("lab", "other"):
+        adaptive.projects.create(project, project.title())
+    adaptive.set_default_project("lab")
+    adaptive._gql_client.add_model(AddModelInput(path=str(tiny), name="Tiny", key="tiny"))
+    made = adaptive.integrations.create(
+        "default", "Hook", "webhook", webhook(listener.url), [wants("project:*:model:*")]
+    )
+    key = made.config.connection.headers["X-Harmonia-Secret"]
+    adaptive.models.update_compute_config("tiny", {"kv_cache_len": 2**31 - 16})
+    adaptive.models.add_to_project("tiny", "other")
+    adaptive.models.deploy("tiny", wait=False)
+    topic, payload = signed(listener.next(), key)
+    assert topic == "project:lab:model:error"
+    assert (payload["modelKey"], payload["modelStatus"]) == ("tiny", "ERROR")
+    assert "What would help" in payload["modelError"]
+    adaptive.models.update_compute_config("tiny", {"kv_cache_len": 4096})
+    topic, payload = signed(listener.next(), key)
+    assert (topic, payload["modelStatus"], payload["modelError"]) == ("project:lab:model:online", "ONLINE", None)
 
 
 def test_slack_gets_a_text(adaptive: Adaptive, listener: Listener) -> None:

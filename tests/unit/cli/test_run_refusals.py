@@ -112,7 +112,7 @@ def test_help_of_a_recipe_comes_from_its_config() -> None:
 def test_parameters_need_no_dashes_before_them() -> None:
     Path("lesson.py").write_text(TAKES_CONFIG)
     text = " ".join(run("lesson.py", "--epoch", "3", "--threads", "1").stderr.split())
-    assert "did you mean --epochs?" in text and "`harmonia run --help`" in text
+    assert "did you mean --epochs?" in text and "`--help` shows the options of the command" in text
     assert "no job 'nothing'" in run("--resume", "nothing", "--epochs", "3").stderr
     assert (
         "--config nothing.json cannot be read" in run("lesson.py", "--epochs", "3", "--config", "nothing.json").stderr

@@ -14,6 +14,8 @@ from urllib.parse import quote, urljoin
 
 import httpx
 
+from harmonia.client.data import AdaptiveGrader
+from harmonia.client.recipe.grader_records import GRADER, grader_record
 from harmonia.errors import (
     AuthenticationError,
     EntityNotFoundError,
@@ -118,12 +120,10 @@ class HttpControlPlane:
             found["id"], found["key"] or dataset_key, found["name"], found["downloadUrl"], found["kind"]
         )
 
-    async def get_grader_config(self, grader_key: str) -> Any:
-        """Graders of a project are not handed to jobs yet: UnavailableError."""
-        raise UnavailableError(
-            f"grader {grader_key!r} is kept by the control plane, which does not hand graders to jobs in this version; "
-            "make the grader in the recipe"
-        )
+    async def get_grader_config(self, grader_key: str) -> AdaptiveGrader:
+        """A grader of the job's project."""
+        variables = {"key": grader_key, "project": self._project}
+        return grader_record((await asyncio.to_thread(self._ask, GRADER, variables))["grader"])
 
     def get_checkpoint_metadata(self, artifact_id: str) -> Mapping[str, Any]:
         """What a checkpoint was reported with."""

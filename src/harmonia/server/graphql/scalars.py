@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any, NewType
 
 import strawberry
@@ -10,6 +9,7 @@ from strawberry.schema.config import StrawberryConfig
 from strawberry.types.scalar import ScalarDefinition
 
 from harmonia.errors import InvalidRequestError
+from harmonia.server.services.moments import moment_text
 
 IdOrKey = NewType("IdOrKey", str)
 Key = NewType("Key", str)
@@ -59,4 +59,4 @@ CONFIG = StrawberryConfig(scalar_map=SCALARS)
 
 def rfc3339(milliseconds: int) -> DateTimeText:
     """A moment as text."""
-    return DateTimeText(datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat().replace("+00:00", "Z"))
+    return DateTimeText(moment_text(milliseconds))

@@ -17,9 +17,11 @@ from harmonia.server.db.base import MAX_KEY, now_ms
 from harmonia.server.db.database import Database
 from harmonia.server.db.jobs import Job, JobArtifact, JobStage
 from harmonia.server.services.access import Caller
+from harmonia.server.services.announcements import announce_job
 from harmonia.server.services.evaluations import add_missing_metrics, summarize
 from harmonia.server.services.files import Files
 from harmonia.server.services.models import Models, NewModel, find_model
+from harmonia.server.services.notifications import Notifications
 from harmonia.server.services.uploads import Uploads
 
 log = get_logger(__name__)
@@ -66,11 +68,14 @@ class NewArtifact:
 class JobReports:
     """Accepted from a job's own key and from whoever created it, as long as the job has not ended."""
 
-    def __init__(self, database: Database, files: Files, uploads: Uploads, models: Models) -> None:
+    def __init__(
+        self, database: Database, files: Files, uploads: Uploads, models: Models, notifications: Notifications
+    ) -> None:
         self._database = database
         self._files = files
         self._uploads = uploads
         self._models = models
+        self._notifications = notifications
 
     async def register_stages(self, caller: Caller, job_id: uuid.UUID, stages: Sequence[StageWish]) -> None:
         """Name the stages. Those that were known keep their progress, those that are not named are gone."""
@@ -120,11 +125,13 @@ class JobReports:
             job.status, job.ended_at = "COMPLETED", now_ms()
             for stage in await _stages(session, job_id):
                 stage.ended_at = stage.ended_at or job.ended_at
+            await announce_job(session, self._notifications, job)
 
     async def failed(self, caller: Caller, job_id: uuid.UUID, error: str) -> None:
         """The job failed, with its traceback."""
-        async with self._open(caller, job_id) as (_, job):
+        async with self._open(caller, job_id) as (session, job):
             job.status, job.ended_at, job.error = "FAILED", now_ms(), error[-MAX_ERROR:]
+            await announce_job(session, self._notifications, job)
 
     async def artifact(self, caller: Caller, job_id: uuid.UUID, new: NewArtifact) -> None:
         """Keep an artifact, with its content if it was uploaded. A model becomes one of the registry."""

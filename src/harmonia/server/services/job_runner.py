@@ -12,6 +12,7 @@ import uuid
 from pathlib import Path
 
 from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from harmonia.config.control import ControlConfig
 from harmonia.errors import HarmoniaError
@@ -23,7 +24,9 @@ from harmonia.server.db.models import ComputePool
 from harmonia.server.db.people import ApiKey
 from harmonia.server.db.projects import Project
 from harmonia.server.services.access import key_row, new_api_key
+from harmonia.server.services.announcements import announce_job
 from harmonia.server.services.job_process import JobProcess, Launch
+from harmonia.server.services.notifications import Notifications
 
 log = get_logger(__name__)
 
@@ -39,9 +42,10 @@ def pool_capacity(pool: ComputePool) -> int:
 class JobRunner:
     """Starts what waits, watches what runs."""
 
-    def __init__(self, config: ControlConfig, database: Database) -> None:
+    def __init__(self, config: ControlConfig, database: Database, notifications: Notifications) -> None:
         self._config = config
         self._database = database
+        self._notifications = notifications
         self._folder = config.folder / "jobs"
         self._running: dict[uuid.UUID, JobProcess] = {}
         self._tasks: dict[uuid.UUID, asyncio.Task[None]] = {}
@@ -92,7 +96,7 @@ class JobRunner:
             lost = list((await session.execute(select(Job).where(Job.status == "RUNNING"))).scalars())
             for job in lost:
                 log.warning("job %s: %s", job.id, _RESTARTED)
-                job.status, job.ended_at, job.error = "FAILED", now_ms(), _RESTARTED
+                await self._fail(session, job, _RESTARTED)
             await session.execute(
                 update(ApiKey)
                 .where(ApiKey.job_id.is_not(None), ApiKey.revoked_at.is_(None))
@@ -180,11 +184,16 @@ class JobRunner:
     async def _settle(self, job: Job, error: str | None) -> None:
         """Note the end of a job that has not told of it itself, and let its key be refused."""
         async with self._database.begin() as session:
-            values = {"status": "FAILED", "ended_at": now_ms(), "error": error or "the job ended without a word"}
-            await session.execute(update(Job).where(Job.id == job.id, Job.status == "RUNNING").values(**values))
+            row = await session.get(Job, job.id, with_for_update=True)
+            if row is not None and row.status == "RUNNING":
+                await self._fail(session, row, error or "the job ended without a word")
             await session.execute(
                 update(ApiKey).where(ApiKey.job_id == job.id, ApiKey.revoked_at.is_(None)).values(revoked_at=now_ms())
             )
+
+    async def _fail(self, session: AsyncSession, job: Job, error: str) -> None:
+        job.status, job.ended_at, job.error = "FAILED", now_ms(), error
+        await announce_job(session, self._notifications, job)
 
     async def _issue_key(self, job: Job) -> tuple[str, str]:
         """A key that is valid for this job while it runs, and the key of its project."""

@@ -20,11 +20,13 @@ from harmonia.server.db.models import ComputePool
 from harmonia.server.db.people import User
 from harmonia.server.db.projects import Project
 from harmonia.server.services.access import Caller, by_id_or_key, require_in_project, visible_projects
+from harmonia.server.services.announcements import announce_job, progress_of
 from harmonia.server.services.audit import record
 from harmonia.server.services.job_filter import JobWish, condition
 from harmonia.server.services.job_runner import JobRunner, pool_capacity
 from harmonia.server.services.keys import checked_name
 from harmonia.server.services.keyset import Keyset, Order, Page
+from harmonia.server.services.notifications import Notifications
 from harmonia.server.services.paging import PageWish
 from harmonia.server.services.recipes import RecipeInfo, Recipes
 
@@ -61,20 +63,18 @@ class JobInfo:
 
     @property
     def progress(self) -> float:
-        """From 0 to 1: the mean of the stages."""
-        if self.job.status == COMPLETED:
-            return 1.0
-        if not self.stages:
-            return 0.0
-        shares = [min(1.0, (stage.processed or 0) / stage.total) if stage.total else 0.0 for stage in self.stages]
-        return sum(shares) / len(shares)
+        """From 0 to 1."""
+        return progress_of(self.job, self.stages)
 
 
 class Jobs:
     """What people do with jobs."""
 
-    def __init__(self, database: Database, recipes: Recipes, runner: JobRunner) -> None:
+    def __init__(
+        self, database: Database, recipes: Recipes, runner: JobRunner, notifications: Notifications
+    ) -> None:
         self._database = database
+        self._notifications = notifications
         self._recipes = recipes
         self._runner = runner
 
@@ -150,6 +150,7 @@ class Jobs:
             if job.status != CANCELED:
                 job.status, job.ended_at = CANCELED, now_ms()
                 record(session, caller, "job.cancel", f"job/{job_id}")
+                await announce_job(session, self._notifications, job)
         self._runner.cancel(job_id)
         return await self._info(job)
 

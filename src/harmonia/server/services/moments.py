@@ -1,4 +1,4 @@
-"""Moments as callers write them."""
+"""Moments as callers write and read them."""
 
 from __future__ import annotations
 
@@ -36,6 +36,11 @@ def moment_ms(value: object, field: str, now: int | None = None) -> int:
             "'now - 1 month'",
             field=field,
         ) from error
+
+
+def moment_text(milliseconds: int) -> str:
+    """A moment as in RFC 3339, in UTC."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat().replace("+00:00", "Z")
 
 
 def _milliseconds(moment: datetime) -> int:

@@ -19,9 +19,11 @@ from harmonia.router import Router
 from harmonia.server.db.database import Database
 from harmonia.server.db.models import ComputePool, Model, ModelService
 from harmonia.server.db.projects import Project
+from harmonia.server.services.announcements import TOLD, announce_model
 from harmonia.server.services.backbone import OFFLINE, Backbone, Observed, Wanted
 from harmonia.server.services.devices import find_devices
 from harmonia.server.services.models import ADAPTER, BASE, EXTERNAL
+from harmonia.server.services.notifications import Notifications
 
 log = get_logger(__name__)
 
@@ -33,10 +35,13 @@ _RETRY_S = 1.0
 class Serving:
     """Keeps every model online that some project wants online, and notes in the database how each fares."""
 
-    def __init__(self, config: ControlConfig, database: Database, fleet: Fleet | None = None) -> None:
+    def __init__(
+        self, config: ControlConfig, database: Database, notifications: Notifications, fleet: Fleet | None = None
+    ) -> None:
         """fleet: None takes the processes of this machine."""
         self._config = config
         self._database = database
+        self._notifications = notifications
         self._fleet = fleet or LocalFleet()
         self.router = Router(self._fleet, config.http_client.timeout_secs)
         self._backbones: dict[str, Backbone] = {}
@@ -162,7 +167,10 @@ class Serving:
                 now = observed.get(row.key, OFFLINE)
                 if (row.online, row.error) != (now.online, now.error):
                     log.info("model %s: %s%s", row.key, now.online, f" ({now.error})" if now.error else "")
+                    is_news = row.online != now.online and now.online in TOLD
                     row.online, row.error = now.online, now.error
+                    if is_news:
+                        await announce_model(session, self._notifications, row)
 
     async def _make_pool(self) -> None:
         """The pool of this machine, as many devices as it has now."""
