@@ -18,7 +18,9 @@ from harmonia.server.services.projects import NewProject
 from harmonia.server.services.services import Services
 
 PROJECT = "default"
-EXAMPLE_QUESTION = "What is the capital of France?"
+EXAMPLE_QUESTION = {"role": "user", "content": "What is the capital of France?"}
+EXAMPLE_TOKENS = 100
+"""A small model may ramble until its context is full; an example should end soon."""
 
 
 def located(models: Sequence[str]) -> list[Path]:
@@ -66,8 +68,25 @@ async def _registered(services: Services, caller: Caller, path: Path) -> str:
 
 def curl(url: str, model: str, api_key: str) -> str:
     """A command that asks a model of the project something."""
-    body = {"model": f"{PROJECT}/{model}", "messages": [{"role": "user", "content": EXAMPLE_QUESTION}], "stream": True}
+    body = {
+        "model": f"{PROJECT}/{model}",
+        "messages": [EXAMPLE_QUESTION],
+        "temperature": 0,
+        "max_tokens": EXAMPLE_TOKENS,
+        "stream": True,
+    }
     return (
         f'curl -N {url}/api/v1/chat/completions -H "Content-Type: application/json" '
         f'-H "Authorization: Bearer {api_key}" \\\n  -d {shlex.quote(msgspec.json.encode(body).decode())}'
+    )
+
+
+def python(url: str, model: str, api_key: str) -> str:
+    """The same with the SDK, as an answer in one piece. api_key: an expression of Python."""
+    return (
+        "  from harmonia.sdk import Adaptive\n"
+        f'  adaptive = Adaptive(base_url="{url}", api_key={api_key}, default_project="{PROJECT}")\n'
+        f'  answer = adaptive.chat.create([{EXAMPLE_QUESTION}], model="{model}", temperature=0, '
+        f"max_tokens={EXAMPLE_TOKENS})\n"
+        "  print(answer.choices[0].message.content)"
     )

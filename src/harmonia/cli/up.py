@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import socket
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -51,7 +52,7 @@ models that were deployed once come back with every start.
 
 and then, in Python:
 
-  from adaptive_sdk import Adaptive
+  from harmonia.sdk import Adaptive
 
   Adaptive(base_url="http://127.0.0.1:9000", api_key="hk-...").users.me()
 
@@ -132,7 +133,7 @@ async def run(config: ControlConfig, admin: str, models: Sequence[Path] = ()) ->
     """
     console = Console(stderr=True)
     make_folder(config.folder)
-    with bind(config.server.host, config.server.port) as listening:
+    with alone_in(config.folder), bind(config.server.host, config.server.port) as listening:
         config = config.at_port(listening.getsockname()[1])
         database = await opened(config)
         services = Services(config, database)
@@ -192,6 +193,20 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Holds the data folder; raises `InvalidRequestError` while another server does. The lock goes with the process."""
+    with (folder / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InvalidRequestError(
+                f"a server runs with the data folder {folder} already; stop it, or name another with --data-dir",
+                field="data_dir",
+            ) from error
+        yield
+
+
 async def opened(config: ControlConfig) -> Database:
     """The database with tables that are up to date."""
     database = Database(config.database_address)
@@ -220,11 +235,11 @@ async def welcome(console: Console, services: Services, url: str, api_key: str |
         f'curl {url}/api/graphql -H "Authorization: Bearer {shown}" -H "Content-Type: application/json" \\\n'
         """  -d '{"query": "{ me { email } projects { key } }"}'"""
     )
-    example = (
-        f"try:\n{first_models.curl(url, keys[0], shown) if keys else me}\n"
-        "or, in Python:\n  from adaptive_sdk import Adaptive\n"
-        f'  Adaptive(base_url="{url}", api_key={in_python}).users.me()'
+    known = f'  from harmonia.sdk import Adaptive\n  Adaptive(base_url="{url}", api_key={in_python}).users.me()'
+    in_shell, with_sdk = (
+        (first_models.curl(url, keys[0], shown), first_models.python(url, keys[0], in_python)) if keys else (me, known)
     )
+    example = f"try:\n{in_shell}\nor, in Python:\n{with_sdk}"
     console.print(example, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -109,6 +109,7 @@ def test_a_data_set_is_uploaded(harmonia: Harmonia, running: Plane, tmp_path: Pa
     assert found is not None
     assert (found.key, found.name, found.records) == ("my-rows", "My Rows", 1)
     assert "nowhere.jsonl" in harmonia("upload", "nowhere.jsonl", exit_code=1).stderr
+    assert "Project 'nowhere' does not exist" in harmonia("models", "--project", "nowhere", exit_code=1).stderr
 
 
 def test_people_roles_and_teams(harmonia: Harmonia, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,6 +212,7 @@ def test_downloads_that_are_not_there(plane: Plane, sdk: Adaptive, tmp_path: Pat
         answer = http.get("/api/v1/projects/texts/datasets/rows/download")
         assert answer.headers["content-type"] == "application/x-ndjson"
         assert answer.headers["content-length"] == str(len(answer.content))
+        assert answer.headers["x-content-type-options"] == "nosniff"
         assert http.get("/api/v1/projects/texts/datasets/none/download").status_code == 404
         assert http.get("/api/v1/projects/none/datasets/rows/download").status_code == 404
         assert http.get(made.download_url, params={"format": "zip"}).status_code == 400

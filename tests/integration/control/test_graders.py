@@ -29,6 +29,7 @@ from harmonia.server.db.graders import Grader
 from harmonia.server.services.graders import Graders as Service
 from harmonia.server.services.outbound import AddressGuard, ForbiddenAddressError, Outbound, OutboundError
 from harmonia.threads import StringThread
+from tests.integration.control.asking import data
 from tests.integration.control.conftest import Plane, on_both
 
 THREAD = StringThread([("user", "Hello"), ("assistant", "Good day")])
@@ -169,7 +170,9 @@ def test_recipes_read_graders_of_every_kind(plane: Plane, lab: Adaptive, lengths
     lab._gql_client.add_model(AddModelInput(path=str(tiny), name="Tiny", key="tiny"))
     example = {"input": [{"role": "user", "content": "?"}], "output": "!", "passes": True, "reasoning": "short"}
     lab.graders.create.binary_judge(key="polite", criteria="Is it polite?", judge_model="tiny", examples=[example])
-    lab.graders.create.prebuilt_judge(key="relevant", type="ANSWER_RELEVANCY", judge_model="tiny")
+    config = 'graderType: PREBUILT, graderConfig: {prebuilt: {model: "tiny", key: ANSWER_RELEVANCY}}'
+    made = f'createGrader(project: "lab", input: {{name: "Relevant", key: "relevant", {config}}})'
+    data(plane, f"mutation {{ {made} {{ id }} }}")
     lab.graders.create.prebuilt_judge(key="outside", type="FAITHFULNESS", judge_model=add_judge_model(lab))
     lab.graders.create.external_endpoint(key="far", url=lengths)
     lab.graders.create.custom(key="own", description="Mine")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import queue
 import socketserver
 import stat
 import threading
 import uuid
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +16,6 @@ import httpx
 import pytest
 from adaptive_sdk import Adaptive
 from adaptive_sdk.graphql_client import (
-    AddModelInput,
     ConnectionConfigInputGitHub,
     ConnectionConfigInputSlack,
     ConnectionConfigInputSmtp,
@@ -42,38 +39,7 @@ from harmonia.server.services.notifications import Notifications
 from harmonia.server.services.secrets import SECRET_FILE, Secrets
 from harmonia.server.services.topics import Scope, admits, checked_topic, matches
 from tests.integration.control.conftest import Plane, on_both
-
-
-class Listener:
-    """A service outside: keeps what arrives, and answers with the next of some statuses, the last one for ever."""
-
-    def __init__(self) -> None:
-        self.statuses = [200]
-        self.arrived: queue.Queue[tuple[str, dict[str, str], bytes]] = queue.Queue()
-        listener = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                status = listener.statuses.pop(0) if len(listener.statuses) > 1 else listener.statuses[0]
-                headers = {name.lower(): value for name, value in self.headers.items()}
-                listener.arrived.put((self.path, headers, body))
-                self.send_response(status)
-                self.send_header("content-length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None: ...
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/hook"
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def next(self) -> tuple[str, dict[str, str], bytes]:
-        return self.arrived.get(timeout=20)
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+from tests.integration.control.receiving import Listener
 
 
 @pytest.fixture
@@ -141,77 +107,6 @@ def test_a_webhook_is_told_and_can_check_who_told(plane: Plane, adaptive: Adapti
         headers={"Authorization": f"Bearer {plane.api_key}"},
     )
     assert "0 given up" in answer.json()["data"]["notificationSystemStatus"]
-
-
-def signed(arrived: tuple[str, dict[str, str], bytes], key: str) -> tuple[str, dict[str, Any]]:
-    """Topic and payload of a message that is from this server."""
-    _, headers, body = arrived
-    assert headers["x-harmonia-signature"] == signature(key, headers["x-harmonia-timestamp"], body)
-    message = json.loads(body)
-    return message["topic"], message["payload"]
-
-
-ECHO = """
-from harmonia.client.recipe import InputConfig, RecipeContext, recipe_main
-
-class Config(InputConfig):
-    word: str
-
-@recipe_main
-async def main(config: Config, ctx: RecipeContext):
-    assert config.word != "no", "said no"
-"""
-
-
-def test_jobs_that_end_are_told_of(plane: Plane, adaptive: Adaptive, listener: Listener, tmp_path: Path) -> None:
-    adaptive.projects.create("lab", "Lab")
-    adaptive.set_default_project("lab")
-    (tmp_path / "echo.py").write_text(ECHO)
-    adaptive.recipes.upload(str(tmp_path / "echo.py"))
-    made = adaptive.integrations.create(
-        "default", "Hook", "webhook", webhook(listener.url), [wants("use_case:lab:job:*")]
-    )
-    key = made.config.connection.headers["X-Harmonia-Secret"]
-    done = adaptive.jobs.run("echo", 0, args={"word": "yes"}, name="First")
-    topic, payload = signed(listener.next(), key)
-    assert topic == "project:lab:job:completed"
-    assert (payload["jobId"], payload["jobName"], payload["jobStatus"]) == (done.id, "First", "DONE")
-    assert (payload["jobInput"]["word"], payload["jobProgress"], payload["jobError"]) == ("yes", 1.0, None)
-    assert payload["jobStartedAt"] <= payload["jobEndedAt"]
-    adaptive.jobs.run("echo", 0, args={"word": "no"})
-    topic, payload = signed(listener.next(), key)
-    assert (topic, payload["jobStatus"]) == ("project:lab:job:failed", "ERROR")
-    assert "said no" in payload["jobError"]
-    waiting = adaptive.jobs.run("echo", 0, args={"word": "yes"})
-    adaptive.jobs.cancel(waiting.id)
-    adaptive.jobs.cancel(waiting.id)
-    topic, payload = signed(listener.next(), key)
-    assert (topic, payload["jobStatus"]) == ("project:lab:job:canceled", "CANCELLED")
-    with pytest.raises(queue.Empty):  # each end once
-        listener.arrived.get(timeout=0.5)
-
-
-def test_models_that_fail_are_told_of_where_they_are_wanted(
-    plane: Plane, adaptive: Adaptive, listener: Listener, tiny: Path
-) -> None:
-    for project in ("lab", "other"):
-        adaptive.projects.create(project, project.title())
-    adaptive.set_default_project("lab")
-    adaptive._gql_client.add_model(AddModelInput(path=str(tiny), name="Tiny", key="tiny"))
-    made = adaptive.integrations.create(
-        "default", "Hook", "webhook", webhook(listener.url), [wants("project:*:model:*")]
-    )
-    key = made.config.connection.headers["X-Harmonia-Secret"]
-    adaptive.models.update_compute_config("tiny", {"kv_cache_len": 2**31 - 16})
-    adaptive.models.add_to_project("tiny", "other")
-    adaptive.models.deploy("tiny", wait=False)
-    topic, payload = signed(listener.next(), key)
-    assert topic == "project:lab:model:error"
-    assert (payload["modelKey"], payload["modelStatus"]) == ("tiny", "ERROR")
-    assert "What would help" in payload["modelError"]
-    adaptive.models.update_compute_config("tiny", {"kv_cache_len": 4096})
-    topic, payload = signed(listener.next(), key)
-    assert (topic, payload["modelStatus"], payload["modelError"]) == ("project:lab:model:online", "ONLINE", None)
 
 
 def test_slack_gets_a_text(adaptive: Adaptive, listener: Listener) -> None:

@@ -123,6 +123,8 @@ def log_of(plane: Plane, job_id: str) -> str:
     """What the job wrote."""
     answer = httpx.get(f"{plane.url}/api/v1/jobs/{job_id}/logs", headers={"Authorization": f"Bearer {plane.api_key}"})
     assert answer.status_code == 200
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-disposition"] == f"attachment; filename*=utf-8''{job_id}.log"
     return answer.text
 
 
@@ -148,10 +150,12 @@ def test_a_recipe_trains_a_model_and_tells_of_it(plane: Plane, sdk: Adaptive, ti
     (result,) = kinds["EVALUATION"].byproducts.eval_results
     assert (result.mean, result.stddev, result.count, result.metric.key) == (0.5, 0.0, 2, "tone")
     assert result.model_service.key == "tiny"
-    content = httpx.get(
+    answer = httpx.get(
         f"{plane.url}/api/v1/artifacts/{kinds['EVALUATION'].id}/download",
         headers={"Authorization": f"Bearer {plane.api_key}"},
-    ).text
+    )
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    content = answer.text
     assert len(content.splitlines()) == 2 and json.loads(content.splitlines()[0])["grades"][0]["value"] == 0.5
 
 

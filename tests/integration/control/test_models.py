@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import time
@@ -14,6 +15,7 @@ from adaptive_sdk.error_handling import AdaptiveEntityNotFoundError
 from adaptive_sdk.graphql_client import AddModelInput, ModelServiceData
 from adaptive_sdk.graphql_client.exceptions import GraphQLClientGraphQLMultiError
 
+from harmonia.client.recipe.http_plane import HttpControlPlane
 from harmonia.config.control import ControlConfig
 from tests.integration.control.conftest import Plane, on_both
 
@@ -108,6 +110,14 @@ def test_an_adapter_runs_beside_its_base_model(sdk: Adaptive, adapter: Path) -> 
     sdk.models.detach("support/v1", PROJECT)
     wait_until(lambda: sdk.models.get("support/v1").online.value == "OFFLINE")
     assert sdk.models.get("tiny").online.value == "ONLINE"
+
+
+def test_jobs_get_what_was_set_of_a_model_and_no_defaults(running: Plane, sdk: Adaptive) -> None:
+    sdk.models.update_compute_config("tiny", {"max_seq_len": 300})
+    jobs = HttpControlPlane(running.url, running.api_key, PROJECT)
+    found = [asyncio.run(jobs.get_model_config(key)) for key in ("tiny", "support/v1")]
+    jobs.close()
+    assert [(model.tp, model.kv_cache_len, model.max_seq_len) for model in found] == [(None, None, 300)] * 2
 
 
 def test_a_compute_config_takes_effect_while_the_model_serves(running: Plane, sdk: Adaptive) -> None:

@@ -268,7 +268,9 @@ def test_the_audit_log_is_for_admins_and_comes_in_pages(admin: Somebody) -> None
     page: dict[str, Any] = {"first": 2}
     while True:
         found = admin.ask(AUDIT, filter={"action": "team.create"}, page=page)["auditLog"]
-        assert found["totalCount"] == 5
+        assert found["totalCount"] == (6 if seen else 5)
+        if not seen:
+            teams(admin, "late")  # which shifts nothing
         seen += [node["entity"] for node in found["nodes"]]
         if not found["pageInfo"]["hasNextPage"]:
             break

@@ -125,6 +125,8 @@ def test_a_folder_is_updated_and_downloaded(plane: Plane, sdk: Adaptive, tmp_pat
         headers={"Authorization": f"Bearer {plane.api_key}"},
     )
     assert answer.headers["content-type"] == "application/zip"
+    assert answer.headers["content-disposition"] == "attachment; filename*=utf-8''lesson.zip"
+    assert answer.headers["x-content-type-options"] == "nosniff"
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         assert sorted(archive.namelist()) == ["main.py", "words.py"]
     assert sdk.recipes.delete("lesson")

@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from harmonia.cli.main import app
+from harmonia.cli.up import alone_in
 from harmonia.server import bind
 
 COMMAND = [sys.executable, "-m", "harmonia.cli", "up", "--port", "0"]
@@ -126,6 +127,11 @@ def test_an_address_that_is_taken_is_named(tmp_path: Path, refused: Callable[...
 def test_a_data_folder_that_cannot_be_used_is_named(tmp_path: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     assert "--data-dir names another" in refused("--data-dir", str(tmp_path / "file" / "data"))
+
+
+def test_two_servers_do_not_share_a_data_folder(tmp_path: Path, refused: Callable[..., str]) -> None:
+    with alone_in(tmp_path):
+        assert f"a server runs with the data folder {tmp_path} already" in refused("--data-dir", str(tmp_path))
 
 
 def test_help_names_every_variable() -> None:

@@ -39,7 +39,7 @@ _KINDS = {"eval": "EVALUATION"}
 _PART_BYTES = 5 << 20
 
 _MODEL = (
-    "query ($key: IdOrKey!) { model(idOrKey: $key) { id key harmonyUrl computeConfig { tp kvCacheLen maxSeqLen } } }"
+    "query ($key: IdOrKey!) { model(idOrKey: $key) { id key harmonyUrl computeSettings { tp kvCacheLen maxSeqLen } } }"
 )
 _DATASET = """query ($key: IdOrKey!, $project: IdOrKey!) {
   dataset(idOrKey: $key, project: $project) { id key name kind downloadUrl } }"""
@@ -103,14 +103,14 @@ class HttpControlPlane:
         found = answer["model"]
         if found is None:
             raise EntityNotFoundError(f"model {model_key!r} does not exist, or may not be seen", entity="model")
-        compute = found["computeConfig"] or {}
+        chosen = found["computeSettings"]  # and not the defaults: beside a server that runs they may not fit
         return ModelRecord(
             model_id=found["id"],
             model_key=found["key"],
             harmony_url=found["harmonyUrl"],
-            tp=compute.get("tp"),
-            kv_cache_len=compute.get("kvCacheLen"),
-            max_seq_len=compute.get("maxSeqLen"),
+            tp=chosen["tp"],
+            kv_cache_len=chosen["kvCacheLen"],
+            max_seq_len=chosen["maxSeqLen"],
         )
 
     async def get_dataset_config(self, dataset_key: str) -> DatasetRecord:

@@ -43,9 +43,10 @@ class AsyncProjects(AsyncResource):
 
     async def models(self, project: str | None = None) -> Sequence[ModelService]:
         """The models that it serves."""
-        found = await self._transport.execute(projects.PROJECT_MODELS, idOrKey=self._project(project))
+        chosen = self._project(project)
+        found = await self._transport.execute(projects.PROJECT_MODELS, idOrKey=chosen)
         if found is None:
-            raise EntityNotFoundError(f"Project {project!r} does not exist", entity="project")
+            raise EntityNotFoundError(f"Project {chosen!r} does not exist", entity="project")
         return found.model_services
 
     async def _shares(self, project: str) -> Sequence[dict[str, object]]:

@@ -44,9 +44,10 @@ class Projects(Resource):
 
     def models(self, project: str | None = None) -> Sequence[ModelService]:
         """The models that it serves."""
-        found = self._transport.execute(projects.PROJECT_MODELS, idOrKey=self._project(project))
+        chosen = self._project(project)
+        found = self._transport.execute(projects.PROJECT_MODELS, idOrKey=chosen)
         if found is None:
-            raise EntityNotFoundError(f"Project {project!r} does not exist", entity="project")
+            raise EntityNotFoundError(f"Project {chosen!r} does not exist", entity="project")
         return found.model_services
 
     def _shares(self, project: str) -> Sequence[dict[str, object]]:

@@ -13,7 +13,6 @@ from harmonia.server.graphql.people import User
 from harmonia.server.graphql.scalars import IdOrKey, InputDatetime, Timestamp
 from harmonia.server.services.audit import AuditPage, AuditWish
 from harmonia.server.services.moments import moment_ms
-from harmonia.server.services.paging import cursor
 
 
 @strawberry.type
@@ -59,8 +58,8 @@ class AuditConnection:
             )
             for row, user in page.entries
         ]
-        edges = [AuditEdge(node=node, cursor=cursor(page.window.start + place)) for place, node in enumerate(nodes)]
-        return cls(page_info=PageInfo.of(page.window), edges=edges, nodes=nodes, total_count=page.window.total)
+        edges = [AuditEdge(node=node, cursor=at) for node, at in zip(nodes, page.page.cursors, strict=True)]
+        return cls(page_info=PageInfo.of(page.page), edges=edges, nodes=nodes, total_count=page.total)
 
 
 @strawberry.input

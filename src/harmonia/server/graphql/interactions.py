@@ -20,8 +20,7 @@ from harmonia.server.graphql.projects import Project
 from harmonia.server.graphql.scalars import IdOrKey, Timestamp
 from harmonia.server.services.completion_details import BriefCompletion, ComparisonInfo, CompletionInfo
 from harmonia.server.services.interactions import CompletionPage, Group, Listing, ScoreStats
-from harmonia.server.services.keyset import Order, Page
-from harmonia.server.services.paging import PageWish
+from harmonia.server.services.keyset import Order, Page, PageWish
 
 
 @strawberry.enum

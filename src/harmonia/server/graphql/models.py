@@ -83,6 +83,15 @@ class ModelComputeConfigOutput:
 
 
 @strawberry.type
+class ModelComputeSettings:
+    """What somebody set of how a model is run; null: the default, which depends on the machine."""
+
+    tp: int | None
+    kv_cache_len: int | None
+    max_seq_len: int | None
+
+
+@strawberry.type
 class ModelExternalProviderData:
     """Where an external model is. Its API key is never told."""
 
@@ -178,15 +187,24 @@ class Model:
     @strawberry.field
     async def compute_config(self, info: Info) -> ModelComputeConfigOutput | None:
         """How it is run: an adapter as its base model, an external model as its provider pleases."""
-        row = self.row
-        if row.backbone_id is not None:
-            row = (await info.context.services.models.by_id([row.backbone_id]))[row.backbone_id]
-        compute = compute_of(row)
+        compute = compute_of(await self._run_as(info))
         if compute is None:
             return None
         return ModelComputeConfigOutput(
             tp=compute["tp"], kv_cache_len=compute["kv_cache_len"], max_seq_len=compute["max_seq_len"]
         )
+
+    @strawberry.field
+    async def compute_settings(self, info: Info) -> ModelComputeSettings:
+        """What was set of it: for an adapter, of its base model."""
+        chosen = (await self._run_as(info)).compute
+        return ModelComputeSettings(
+            tp=chosen.get("tp"), kv_cache_len=chosen.get("kv_cache_len"), max_seq_len=chosen.get("max_seq_len")
+        )
+
+    async def _run_as(self, info: Info) -> db.Model:
+        backbone = self.row.backbone_id
+        return self.row if backbone is None else (await info.context.services.models.by_id([backbone]))[backbone]
 
     @strawberry.field
     def external_provider_data(self) -> ModelExternalProviderData | None:

@@ -7,8 +7,7 @@ from enum import Enum
 import strawberry
 
 from harmonia.server.graphql.scalars import IdOrKey, InputDatetime
-from harmonia.server.services.keyset import Page
-from harmonia.server.services.paging import PageWish, Window
+from harmonia.server.services.keyset import Page, PageWish
 
 
 @strawberry.input
@@ -37,7 +36,7 @@ class PageInfo:
     end_cursor: str | None
 
     @classmethod
-    def of(cls, page: Page | Window) -> PageInfo:
+    def of(cls, page: Page) -> PageInfo:
         """Of the rows that were read."""
         cursors = page.cursors
         first, last = (cursors[0], cursors[-1]) if cursors else (None, None)

@@ -1,10 +1,11 @@
-"""Who a request is from: a key in its header, or the session of a browser."""
+"""Who a request is from: a key in its header, or the session of a browser; and the services behind a route."""
 
 from __future__ import annotations
 
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from fastapi import Request
+from fastapi import Depends, Request
 
 from harmonia.errors import PermissionDeniedError
 from harmonia.server.services.access import Caller, bearer
@@ -53,3 +54,20 @@ def require_same_origin(services: Services, request: Request) -> None:
         raise PermissionDeniedError(
             "requests with the cookie of the log-in must come from a page of this server; programs send a key instead"
         )
+
+
+def _services(request: Request) -> Services:
+    services = request.app.state.services
+    assert isinstance(services, Services)
+    return services
+
+
+Server = Annotated[Services, Depends(_services)]
+
+
+async def _caller(request: Request, services: Server) -> Caller:
+    return await caller_of(services, request)
+
+
+KnownCaller = Annotated[Caller, Depends(_caller)]
+"""Whoever owns the key or the session of the request; 401 if nobody does."""

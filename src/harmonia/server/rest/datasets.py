@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
-
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
-from harmonia.server.rest.known_caller import KnownCaller, Server
+from harmonia.server.rest.callers import KnownCaller, Server
+from harmonia.server.rest.downloads import download_headers
 
 router = APIRouter(prefix="/projects/{project}/datasets/{dataset}", tags=["datasets"])
 
@@ -18,9 +17,5 @@ async def download_dataset(
 ) -> StreamingResponse:
     """The rows, one JSON object a line: `original` as they were uploaded, `recipe` as recipes read them."""
     found = await services.datasets.download(caller, project, dataset, format)
-    headers = {
-        "content-length": str(found.size),
-        "content-disposition": f"attachment; filename*=utf-8''{quote(found.file_name)}",
-        "x-content-type-options": "nosniff",
-    }
+    headers = download_headers(found.file_name, found.size)
     return StreamingResponse(found.blocks, headers=headers, media_type="application/x-ndjson")

@@ -11,7 +11,8 @@ from fastapi import APIRouter
 from fastapi.responses import Response, StreamingResponse
 
 from harmonia.errors import EntityNotFoundError
-from harmonia.server.rest.known_caller import KnownCaller, Server
+from harmonia.server.rest.callers import KnownCaller, Server
+from harmonia.server.rest.downloads import download_headers
 
 router = APIRouter(tags=["jobs"])
 _BLOCK_BYTES = 64 << 10
@@ -21,7 +22,7 @@ _BLOCK_BYTES = 64 << 10
 async def download_log(job_id: uuid.UUID, caller: KnownCaller, services: Server) -> Response:
     """What a job and its worker wrote so far."""
     file = await services.jobs.log_file(caller, job_id)
-    headers = {"Content-Disposition": f'attachment; filename="{job_id}.log"'}
+    headers = download_headers(f"{job_id}.log")
     return StreamingResponse(_blocks(file), media_type="text/plain; charset=utf-8", headers=headers)
 
 
@@ -32,7 +33,7 @@ async def download_artifact(artifact_id: uuid.UUID, caller: KnownCaller, service
     if artifact is None or artifact.file is None:
         what = "does not exist" if artifact is None else "has no content of its own"
         raise EntityNotFoundError(f"Artifact {artifact_id} {what}", entity="artifact")
-    headers = {"Content-Disposition": f'attachment; filename="{artifact_id}"'}
+    headers = download_headers(str(artifact_id))
     return StreamingResponse(services.files.get(artifact.file), media_type="application/octet-stream", headers=headers)
 
 

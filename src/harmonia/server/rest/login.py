@@ -9,8 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel
 
-from harmonia.server.rest.callers import cookie_name, require_same_origin, session_cookie
-from harmonia.server.rest.known_caller import KnownCaller, Server
+from harmonia.server.rest.callers import KnownCaller, Server, cookie_name, require_same_origin, session_cookie
 from harmonia.server.services.login import LOGIN_SECONDS
 from harmonia.server.services.services import Services
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from harmonia.errors import InvalidRequestError
 from harmonia.server.rest.body import read_body
-from harmonia.server.rest.known_caller import KnownCaller, Server
+from harmonia.server.rest.callers import KnownCaller, Server
 from harmonia.server.services.monitoring import NewCategorical, NewTable, Point
 
 MAX_TABLE_BYTES = 64 * 1024 * 1024

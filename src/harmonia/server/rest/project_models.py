@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
+from harmonia.server.rest.callers import KnownCaller, Server
 from harmonia.server.rest.context import json_response
-from harmonia.server.rest.known_caller import KnownCaller, Server
 from harmonia.server.rest.openapi import describe
 from harmonia.server.rest.schemas import ModelCard, ModelList
 

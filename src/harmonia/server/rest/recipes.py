@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from harmonia.server.rest.known_caller import KnownCaller, Server
+from harmonia.server.rest.callers import KnownCaller, Server
+from harmonia.server.rest.downloads import download_headers
 
 router = APIRouter(tags=["recipes"])
 
@@ -13,6 +14,4 @@ router = APIRouter(tags=["recipes"])
 async def download_recipe(project: str, recipe: str, caller: KnownCaller, services: Server) -> Response:
     """The zip of a recipe. With the key of a job: the version that the job was made with."""
     archive = await services.recipes.archive(caller, project, recipe)
-    name = recipe.replace("/", "-").encode("ascii", "ignore").decode().replace('"', "")
-    headers = {"Content-Disposition": f'attachment; filename="{name}.zip"'}
-    return Response(archive, media_type="application/zip", headers=headers)
+    return Response(archive, media_type="application/zip", headers=download_headers(f"{recipe}.zip"))

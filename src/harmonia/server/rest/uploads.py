@@ -8,8 +8,8 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from harmonia.server.rest.body import read_body
+from harmonia.server.rest.callers import KnownCaller, Server
 from harmonia.server.rest.errors import BodyTooLargeError
-from harmonia.server.rest.known_caller import KnownCaller, Server
 from harmonia.server.services.uploads import NewUpload, PartTooLargeError
 
 router = APIRouter(prefix="/upload", tags=["uploads"])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from harmonia.server.db.database import Database
 from harmonia.server.db.people import AuditEntry, User
 from harmonia.server.services.access import Caller, by_id_or_key, require_admin
-from harmonia.server.services.paging import PageWish, Window
+from harmonia.server.services.keyset import Keyset, Order, Page, PageWish
 
 
 def record(session: AsyncSession, caller: Caller | None, action: str, entity: str, **details: object) -> None:
@@ -41,7 +42,8 @@ class AuditPage:
     """Entries with who made them; None: the system itself."""
 
     entries: list[tuple[AuditEntry, User | None]]
-    window: Window
+    page: Page
+    total: int
 
 
 class AuditLog:
@@ -52,7 +54,9 @@ class AuditLog:
 
     async def read(self, caller: Caller, wish: AuditWish, page: PageWish) -> AuditPage:
         """Newest first; for members of the reserved team with `admin:read_audit`."""
-        query = select(AuditEntry, User).outerjoin(User, User.id == AuditEntry.user_id)
+        columns = {"created_at": AuditEntry.created_at, "id": AuditEntry.id}
+        newest = Keyset(columns, [Order("created_at", descending=True)], "id")
+        query: Select[*tuple[Any, ...]] = select(AuditEntry, User).outerjoin(User, User.id == AuditEntry.user_id)
         for column, wanted in ((AuditEntry.action, wish.action), (AuditEntry.entity, wish.entity)):
             if wanted is not None and wanted.endswith("*"):
                 query = query.where(column.startswith(wanted[:-1], autoescape=True))
@@ -67,7 +71,5 @@ class AuditLog:
         async with self._database.read() as session:
             await require_admin(session, caller, "admin:read_audit")
             total = (await session.execute(select(func.count()).select_from(query.subquery()))).scalar_one()
-            window = page.window(total)
-            ordered = query.order_by(AuditEntry.created_at.desc(), AuditEntry.id)
-            rows = (await session.execute(ordered.offset(window.start).limit(window.size))).all()
-        return AuditPage([(entry, user) for entry, user in rows], window)
+            found = await newest.read(session, query, page)
+        return AuditPage([(entry, user) for entry, user in found.rows], found, total)

@@ -21,9 +21,8 @@ from harmonia.server.services.completion_filter import Where, condition
 from harmonia.server.services.deployments import named_service
 from harmonia.server.services.feedback import NewScore, add_score
 from harmonia.server.services.interaction_writer import Interaction, InteractionWriter, checked_labels, rows_of
-from harmonia.server.services.keyset import Column, Keyset, Order, Page
+from harmonia.server.services.keyset import Column, Keyset, Order, Page, PageWish
 from harmonia.server.services.metrics_registry import MetricInfo, metric_infos
-from harmonia.server.services.paging import PageWish
 
 MODEL, PROMPT = "MODEL", "PROMPT"
 NEWEST_FIRST = (Order("created_at", descending=True),)

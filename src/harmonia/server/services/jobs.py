@@ -25,9 +25,8 @@ from harmonia.server.services.audit import record
 from harmonia.server.services.job_filter import JobWish, condition
 from harmonia.server.services.job_runner import JobRunner, pool_capacity
 from harmonia.server.services.keys import checked_name
-from harmonia.server.services.keyset import Keyset, Order, Page
+from harmonia.server.services.keyset import Keyset, Order, Page, PageWish
 from harmonia.server.services.notifications import Notifications
-from harmonia.server.services.paging import PageWish
 from harmonia.server.services.recipes import RecipeInfo, Recipes
 
 PENDING, RUNNING, COMPLETED, FAILED, CANCELED = "PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELED"
@@ -70,9 +69,7 @@ class JobInfo:
 class Jobs:
     """What people do with jobs."""
 
-    def __init__(
-        self, database: Database, recipes: Recipes, runner: JobRunner, notifications: Notifications
-    ) -> None:
+    def __init__(self, database: Database, recipes: Recipes, runner: JobRunner, notifications: Notifications) -> None:
         self._database = database
         self._notifications = notifications
         self._recipes = recipes

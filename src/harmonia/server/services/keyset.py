@@ -1,4 +1,7 @@
-"""Pages whose cursors name a row by its values, so that rows which come in meanwhile shift nothing."""
+"""Long lists, a page at a time.
+
+Cursors name a row by its values, so that rows which come in meanwhile shift nothing.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,25 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
 from harmonia.errors import InvalidRequestError
-from harmonia.server.services.paging import DEFAULT_SIZE, MAX_SIZE, PageWish
 
 Column = ColumnElement[Any] | InstrumentedAttribute[Any]
 Values = tuple[Any, ...]
+
+DEFAULT_SIZE = 100
+"""Rows of a page where nobody says how many."""
+MAX_SIZE = 1000
+"""Rows of a page at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageWish:
+    """Which rows of a list are wanted. Cursors are opaque; what is None does not count."""
+
+    first: int | None = None
+    after: str | None = None
+    before: str | None = None
+    last: int | None = None
+    offset: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +76,7 @@ class Keyset:
         self._columns = [(columns[name], descending) for name, descending in chosen.items()]
         self._kind = ",".join(f"-{name}" if descending else name for name, descending in chosen.items())
 
-    async def read(self, session: AsyncSession, query: Select[Any], wish: PageWish) -> Page:
+    async def read(self, session: AsyncSession, query: Select[*tuple[Any, ...]], wish: PageWish) -> Page:
         """One page of a query, whose columns come first in each row."""
         size, backward = _size(wish)
         query = query.add_columns(*(column for column, _ in self._columns))
