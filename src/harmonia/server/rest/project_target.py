@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from fastapi import Request
 
-from harmonia.errors import InvalidRequestError
+from harmonia.errors import EntityNotFoundError, InvalidRequestError
 from harmonia.protocol.messages import TextPrompt
 from harmonia.server.db.base import MAX_KEY
 from harmonia.server.rest.answers import Answer, Gathered
@@ -69,9 +69,14 @@ async def project_target(services: Services, request: Request, body: ModelReques
 async def _access(services: Services, request: Request, project: str) -> ProjectAccess:
     """One query for whoever calls with a key."""
     authorization = request.headers.get("authorization")
-    if authorization is not None:
-        return await services.access.in_project(bearer(authorization), project, PERMISSION)
-    return await services.access.require(await caller_of(services, request), project, PERMISSION)
+    try:
+        if authorization is not None:
+            return await services.access.in_project(bearer(authorization), project, PERMISSION)
+        return await services.access.require(await caller_of(services, request), project, PERMISSION)
+    except EntityNotFoundError as error:
+        raise EntityNotFoundError(
+            f"{error.message}; name a model as PROJECT/MODEL, or PROJECT alone for its default model", field="model"
+        ) from error
 
 
 def _check(body: GenerationRequest) -> None:
