@@ -202,7 +202,7 @@ def save_forever(folder: Path, base: Path, value: float, last: Synchronized) -> 
 
 def test_killed_at_any_moment(base, registry):
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.unit.train.test_checkpoint"])
+    processes.set_forkserver_preload(["tests.integration.test_checkpoints"])
     save_checkpoint(registry, KEY, adapter_of(base, 0.0))
     moments, known = random.Random(0), 0.0
     for _ in range(NUM_KILLS):
