@@ -157,16 +157,6 @@ def refuse_jobs(caller: Caller) -> None:
         raise PermissionDeniedError("a job may not manage people and keys; do it with a key of your own")
 
 
-async def is_admin(session: AsyncSession, caller: Caller) -> bool:
-    """Whether the caller is a member of the reserved team, whatever the role there permits."""
-    query = (
-        select(TeamMember.id)
-        .join(Team, Team.id == TeamMember.team_id)
-        .where(TeamMember.user_id == caller.user_id, Team.key == ADMIN_TEAM)
-    )
-    return (await session.execute(query)).first() is not None
-
-
 async def require_admin(session: AsyncSession, caller: Caller, permission: str) -> None:
     """What only members of the reserved team may do whose role there has the permission: one from elsewhere is not
     enough."""
