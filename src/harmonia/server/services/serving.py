@@ -106,6 +106,10 @@ class Serving:
                 log.error("deployments cannot be brought up to date (%s); again in %g s", error, _RETRY_S)
                 await asyncio.sleep(_RETRY_S)
                 continue
+            except Exception:  # noqa: BLE001 - a bug met with one model must not end the serving of all
+                log.exception("deployments cannot be brought up to date; again in %g s", _LOOK_AGAIN_S)
+                await asyncio.sleep(_LOOK_AGAIN_S)
+                continue
             self._in_round = False
             async with self._noted:
                 self._rounds += 1
