@@ -106,7 +106,7 @@ class Serving:
                 log.error("deployments cannot be brought up to date (%s); again in %g s", error, _RETRY_S)
                 await asyncio.sleep(_RETRY_S)
                 continue
-            except Exception:  # noqa: BLE001 - a bug met with one model must not end the serving of all
+            except Exception:
                 log.exception("deployments cannot be brought up to date; again in %g s", _LOOK_AGAIN_S)
                 await asyncio.sleep(_LOOK_AGAIN_S)
                 continue
