@@ -11,10 +11,10 @@ import msgspec
 from harmonia.cli.serve import default_key
 from harmonia.errors import InvalidRequestError
 from harmonia.server.services.access import Caller
-from harmonia.server.services.deployments import ServiceChanges
 from harmonia.server.services.keys import key_from
-from harmonia.server.services.models import NewModel
-from harmonia.server.services.projects import NewProject
+from harmonia.server.services.models.deployments import ServiceChanges
+from harmonia.server.services.models.models import NewModel
+from harmonia.server.services.people.projects import NewProject
 from harmonia.server.services.services import Services
 
 PROJECT = "default"

@@ -1,6 +1,6 @@
 """The process in which a grader's function runs: it reads one request, gives up its rights, and answers line by line.
 
-Started by `harmonia.server.services.sandbox`; it holds no secrets, and whatever it writes is checked there.
+Started by `harmonia.server.services.graders.sandbox`; it holds no secrets, and whatever it writes is checked there.
 """
 
 from __future__ import annotations

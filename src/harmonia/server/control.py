@@ -31,8 +31,8 @@ from harmonia.server.rest.operations import make_operations_router
 from harmonia.server.rest.project_target import project_target
 from harmonia.server.rest.request_id import RequestIds
 from harmonia.server.rest.telemetry import Telemetry
-from harmonia.server.services.metrics import Metrics
 from harmonia.server.services.services import Services
+from harmonia.server.services.telemetry import Metrics
 
 REST = "/api/v1"
 OPENAI = "/v1"

@@ -8,7 +8,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from harmonia.server.services.channels import signature
+from harmonia.server.services.notifications.channels import signature
 
 
 class Listener:

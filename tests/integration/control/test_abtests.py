@@ -17,14 +17,14 @@ from harmonia.errors import EntityNotFoundError
 from harmonia.server.db.database import Database
 from harmonia.server.db.models import Model, ModelService
 from harmonia.server.db.people import AuditEntry
-from harmonia.server.services.abreport import COMPARISON, MIN_SCORES, Report
-from harmonia.server.services.abtests import ABTests, CampaignInfo, NewCampaign, make_default
+from harmonia.server.services.abtests.abtests import ABTests, CampaignInfo, NewCampaign, make_default
+from harmonia.server.services.abtests.report import COMPARISON, MIN_SCORES, Report
 from harmonia.server.services.access import Access, Caller
-from harmonia.server.services.feedback import Feedback, NewComparison, NewScore
-from harmonia.server.services.interaction_writer import Interaction, InteractionWriter
-from harmonia.server.services.metrics_registry import BOOL, LOWER_IS_BETTER, SCALAR, MetricsRegistry, NewMetric
-from harmonia.server.services.people import People
-from harmonia.server.services.projects import NewProject, Projects
+from harmonia.server.services.interactions.feedback import Feedback, NewComparison, NewScore
+from harmonia.server.services.interactions.writer import Interaction, InteractionWriter
+from harmonia.server.services.metrics import BOOL, LOWER_IS_BETTER, SCALAR, MetricsRegistry, NewMetric
+from harmonia.server.services.people.people import People
+from harmonia.server.services.people.projects import NewProject, Projects
 from tests.integration.control.conftest import ADMIN, on_both
 
 ASK = [{"role": "user", "content": "ask"}]

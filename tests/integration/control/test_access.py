@@ -12,8 +12,8 @@ from harmonia.server.db.base import now_ms
 from harmonia.server.db.database import Database
 from harmonia.server.db.people import ApiKey, Team, TeamMember
 from harmonia.server.services.access import Access, Caller
-from harmonia.server.services.people import NewUser, People
-from harmonia.server.services.projects import NewProject, Projects, ShareWish
+from harmonia.server.services.people.people import NewUser, People
+from harmonia.server.services.people.projects import NewProject, Projects, ShareWish
 from tests.integration.control.conftest import ADMIN, on_both
 
 pytestmark = on_both

@@ -22,10 +22,10 @@ from harmonia.errors import InvalidRequestError
 from harmonia.server.db.database import Database
 from harmonia.server.db.datasets import Dataset
 from harmonia.server.services.access import Caller
-from harmonia.server.services.datasets import NewDataset
-from harmonia.server.services.projects import NewProject
+from harmonia.server.services.datasets.datasets import NewDataset
+from harmonia.server.services.datasets.uploads import NewUpload
+from harmonia.server.services.people.projects import NewProject
 from harmonia.server.services.services import Services
-from harmonia.server.services.uploads import NewUpload
 from tests.integration.control.conftest import Plane, on_both
 
 USER = [{"role": "user", "content": "Grüße 👋"}]

@@ -26,7 +26,7 @@ from harmonia.config.control import ControlConfig, Graders
 from harmonia.errors import InvalidRequestError, UnavailableError
 from harmonia.graders.exceptions import IgnoreGradeException
 from harmonia.server.db.graders import Grader
-from harmonia.server.services.graders import Graders as Service
+from harmonia.server.services.graders.graders import Graders as Service
 from harmonia.server.services.outbound import AddressGuard, ForbiddenAddressError, Outbound, OutboundError
 from harmonia.threads import StringThread
 from tests.integration.control.asking import data

@@ -34,10 +34,10 @@ from harmonia.errors import HarmoniaError, InvalidRequestError
 from harmonia.server.db.database import Database
 from harmonia.server.db.integrations import Delivery, Integration
 from harmonia.server.db.people import Team
-from harmonia.server.services.channels import signature
-from harmonia.server.services.notifications import Notifications
+from harmonia.server.services.notifications.channels import signature
+from harmonia.server.services.notifications.notifications import Notifications
+from harmonia.server.services.notifications.topics import Scope, admits, checked_topic, matches
 from harmonia.server.services.secrets import SECRET_FILE, Secrets
-from harmonia.server.services.topics import Scope, admits, checked_topic, matches
 from tests.integration.control.conftest import Plane, on_both
 from tests.integration.control.receiving import Listener
 
@@ -265,8 +265,8 @@ def outbox(database: Database, tmp_path: Path) -> tuple[Database, Secrets]:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits are short."""
-    monkeypatch.setattr("harmonia.server.services.notifications._FIRST_WAIT_MS", 10)
-    monkeypatch.setattr("harmonia.server.services.notifications._LOOK_S", 0.02)
+    monkeypatch.setattr("harmonia.server.services.notifications.notifications._FIRST_WAIT_MS", 10)
+    monkeypatch.setattr("harmonia.server.services.notifications.notifications._LOOK_S", 0.02)
 
 
 LOCAL = Settings(allow_private=True, seconds=2, attempts=3)

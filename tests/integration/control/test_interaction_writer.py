@@ -20,7 +20,7 @@ from harmonia.errors import InvalidRequestError
 from harmonia.server.db.database import Database
 from harmonia.server.db.interactions import Completion, CompletionLabel
 from harmonia.server.db.projects import Project
-from harmonia.server.services.interaction_writer import Interaction, InteractionWriter, checked_labels, prompt_hash
+from harmonia.server.services.interactions.writer import Interaction, InteractionWriter, checked_labels, prompt_hash
 from tests.integration.control.conftest import on_both
 
 
@@ -143,7 +143,7 @@ async def test_what_a_dead_database_does_not_take_is_told(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     project_id = await make_project(database)
-    monkeypatch.setattr("harmonia.server.services.interaction_writer.CLOSE_S", 0.2)
+    monkeypatch.setattr("harmonia.server.services.interactions.writer.CLOSE_S", 0.2)
     fail(monkeypatch, database, times=10**6)
     writer = InteractionWriter(database)
     writer.start()

@@ -13,7 +13,7 @@ from harmonia.server.db import migrate
 from harmonia.server.db.database import Database
 from harmonia.server.db.tables import METADATA
 from harmonia.server.services.access import Access
-from harmonia.server.services.people import People
+from harmonia.server.services.people.people import People
 from tests.integration.control.conftest import ADMIN, on_both
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from harmonia.config.control import Graders
 from harmonia.errors import InvalidRequestError
-from harmonia.server.services.sandbox import Check, Outcome, Sandbox, Validation
+from harmonia.server.services.graders.sandbox import Check, Outcome, Sandbox, Validation
 from harmonia.threads import StringThread
 
 SAMPLE = StringThread([("user", "Hello"), ("assistant", "Good day")], {"wanted": "Good day"})

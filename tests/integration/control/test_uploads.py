@@ -18,9 +18,9 @@ from harmonia.server.db.database import Database
 from harmonia.server.db.people import User
 from harmonia.server.db.uploads import UploadSession
 from harmonia.server.services import files as file_store
-from harmonia.server.services import uploads as upload_service
 from harmonia.server.services.access import Caller
-from harmonia.server.services.uploads import NewUpload, Uploads
+from harmonia.server.services.datasets import uploads as upload_service
+from harmonia.server.services.datasets.uploads import NewUpload, Uploads
 from tests.integration.control.conftest import Plane
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from harmonia.config import CacheConfig, EngineConfig, WorkerConfig
 from harmonia.errors import AdapterLimitError
 from harmonia.protocol.fleet import Fleet, WorkerFailure, WorkerState, WorkerStatus
 from harmonia.protocol.messages import Description, ModelInfo
-from harmonia.server.services.backbone import Backbone, Observed, Wanted
+from harmonia.server.services.models.backbone import Backbone, Observed, Wanted
 
 
 @dataclass

@@ -20,8 +20,8 @@ from harmonia.client.data import DatasetPreferenceSample, read_threads
 from harmonia.client.parameters.dataset_kinds import Completion, Metric, Preference, Prompt
 from harmonia.errors import InvalidRequestError
 from harmonia.server.db.metrics import Metric as KnownMetric
-from harmonia.server.services import dataset_reader
-from harmonia.server.services.dataset_reader import DatasetReader
+from harmonia.server.services.datasets import reader as dataset_reader
+from harmonia.server.services.datasets.reader import DatasetReader
 from harmonia.threads import StringThread
 
 USER = [{"role": "user", "content": "hi"}]

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from harmonia.server.services.significance import (
+from harmonia.server.services.abtests.significance import (
     Sample,
     incomplete_beta,
     mean_interval,

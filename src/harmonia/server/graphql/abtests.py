@@ -12,9 +12,9 @@ from harmonia.server.graphql.metrics import Metric
 from harmonia.server.graphql.models import ModelService
 from harmonia.server.graphql.projects import Project
 from harmonia.server.graphql.scalars import IdOrKey, Key, Timestamp
-from harmonia.server.services.abreport import Duel, VariantReport
-from harmonia.server.services.abtests import CampaignInfo, CampaignWish, NewCampaign
-from harmonia.server.services.significance import Interval as Bounds
+from harmonia.server.services.abtests.abtests import CampaignInfo, CampaignWish, NewCampaign
+from harmonia.server.services.abtests.report import Duel, VariantReport
+from harmonia.server.services.abtests.significance import Interval as Bounds
 
 
 @strawberry.enum

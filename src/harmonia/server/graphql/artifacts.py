@@ -15,8 +15,8 @@ from harmonia.server.graphql.datasets import Dataset
 from harmonia.server.graphql.metrics import Metric
 from harmonia.server.graphql.models import Model, ModelService
 from harmonia.server.graphql.scalars import Timestamp
-from harmonia.server.services import evaluations as service
-from harmonia.server.services.evaluations import results
+from harmonia.server.services.jobs import evaluations as service
+from harmonia.server.services.jobs.evaluations import results
 
 
 @strawberry.enum

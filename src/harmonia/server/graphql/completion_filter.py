@@ -9,7 +9,7 @@ import strawberry
 
 from harmonia.server.graphql.paging import IdOrKeyCondition, LabelFilter, TextCondition, TimeRange
 from harmonia.server.graphql.scalars import IdOrKey
-from harmonia.server.services.completion_filter import LabelIs, Number, OneOf, ScoreIs, TextIs, Where
+from harmonia.server.services.interactions.filters import LabelIs, Number, OneOf, ScoreIs, TextIs, Where
 from harmonia.server.services.moments import moment_ms
 
 

@@ -10,7 +10,7 @@ import strawberry
 from harmonia.server.graphql.context import Info
 from harmonia.server.graphql.models import Model
 from harmonia.server.graphql.scalars import IdOrKey, Timestamp
-from harmonia.server.services.compute import PoolState
+from harmonia.server.services.models.compute import PoolState
 
 
 @strawberry.enum

@@ -16,7 +16,7 @@ from harmonia.server.graphql.context import Info
 from harmonia.server.graphql.metrics import Metric
 from harmonia.server.graphql.projects import Project
 from harmonia.server.graphql.scalars import DateTimeText, IdOrKey, Key, rfc3339
-from harmonia.server.services.datasets import MetricUsage, NewDataset
+from harmonia.server.services.datasets.datasets import MetricUsage, NewDataset
 from harmonia.server.services.files import BLOCK_BYTES
 
 

@@ -10,8 +10,8 @@ from harmonia.server.graphql.context import Info
 from harmonia.server.graphql.jobs import Job
 from harmonia.server.graphql.models import ExternalModelProviderName, Model, ModelService
 from harmonia.server.graphql.scalars import IdOrKey, Key
-from harmonia.server.services.deployments import Placement, ServiceChanges
-from harmonia.server.services.models import NewExternalModel, NewModel
+from harmonia.server.services.models.deployments import Placement, ServiceChanges
+from harmonia.server.services.models.models import NewExternalModel, NewModel
 
 
 @strawberry.type

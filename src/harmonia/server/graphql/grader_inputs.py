@@ -9,7 +9,7 @@ import strawberry
 
 from harmonia.errors import InvalidRequestError
 from harmonia.server.graphql.scalars import IdOrKey
-from harmonia.server.services.grader_configs import (
+from harmonia.server.services.graders.configs import (
     Config,
     CustomConfig,
     FunctionConfig,

@@ -13,9 +13,9 @@ from harmonia.server.graphql.metrics import Metric
 from harmonia.server.graphql.models import Model
 from harmonia.server.graphql.projects import Project
 from harmonia.server.graphql.scalars import Timestamp
-from harmonia.server.services.grader_configs import CUSTOM, JUDGE, PREBUILT, PREBUILT_CRITERIA, REMOTE
-from harmonia.server.services.graders import GraderInfo
-from harmonia.server.services.sandbox import Validation
+from harmonia.server.services.graders.configs import CUSTOM, JUDGE, PREBUILT, PREBUILT_CRITERIA, REMOTE
+from harmonia.server.services.graders.graders import GraderInfo
+from harmonia.server.services.graders.sandbox import Validation
 
 
 @strawberry.type

@@ -10,7 +10,7 @@ from harmonia.server.graphql.grader_inputs import GraderConfigInput, GraderTypeE
 from harmonia.server.graphql.grader_types import DeleteConfirm, Grader, ValidationResult
 from harmonia.server.graphql.metrics import MetricCreate
 from harmonia.server.graphql.scalars import IdOrKey, Key
-from harmonia.server.services.graders import GraderChange, NewGrader
+from harmonia.server.services.graders.graders import GraderChange, NewGrader
 
 
 @strawberry.input

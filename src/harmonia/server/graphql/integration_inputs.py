@@ -11,8 +11,8 @@ import strawberry
 from strawberry.scalars import JSON
 
 from harmonia.server.graphql.scalars import DateTimeText, IdOrKey
-from harmonia.server.services.integrations import IntegrationWish, ScopeWish
-from harmonia.server.services.topics import Subscription
+from harmonia.server.services.notifications.integrations import IntegrationWish, ScopeWish
+from harmonia.server.services.notifications.topics import Subscription
 
 
 @strawberry.enum

@@ -18,8 +18,8 @@ from harmonia.server.graphql.integration_inputs import (
     wish_of,
 )
 from harmonia.server.graphql.scalars import IdOrKey, Timestamp
-from harmonia.server.services.connections import PROVIDERS
-from harmonia.server.services.integrations import IntegrationInfo
+from harmonia.server.services.notifications.connections import PROVIDERS
+from harmonia.server.services.notifications.integrations import IntegrationInfo
 
 
 @strawberry.enum

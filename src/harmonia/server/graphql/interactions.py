@@ -18,8 +18,8 @@ from harmonia.server.graphql.models import Model
 from harmonia.server.graphql.paging import CursorPageInput, OrderPair, PageInfo, SortDirection
 from harmonia.server.graphql.projects import Project
 from harmonia.server.graphql.scalars import IdOrKey, Timestamp
-from harmonia.server.services.completion_details import BriefCompletion, ComparisonInfo, CompletionInfo
-from harmonia.server.services.interactions import CompletionPage, Group, Listing, ScoreStats
+from harmonia.server.services.interactions.details import BriefCompletion, ComparisonInfo, CompletionInfo
+from harmonia.server.services.interactions.interactions import CompletionPage, Group, Listing, ScoreStats
 from harmonia.server.services.keyset import Order, Page, PageWish
 
 

@@ -9,7 +9,7 @@ import strawberry
 from harmonia.server.graphql.artifacts import JobArtifactKind
 from harmonia.server.graphql.paging import IdOrKeyCondition, TextCondition, TimeRange
 from harmonia.server.graphql.scalars import IdOrKey
-from harmonia.server.services.job_filter import JobWish
+from harmonia.server.services.jobs.filters import JobWish
 from harmonia.server.services.moments import moment_ms
 
 

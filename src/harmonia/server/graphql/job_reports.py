@@ -13,7 +13,7 @@ from harmonia.errors import InvalidRequestError
 from harmonia.server.graphql.context import Info
 from harmonia.server.graphql.scalars import LongInt
 from harmonia.server.services.access import Caller
-from harmonia.server.services.job_reports import JobReports, NewArtifact, StageProgress, StageWish
+from harmonia.server.services.jobs.reports import JobReports, NewArtifact, StageProgress, StageWish
 
 
 @strawberry.enum

@@ -19,7 +19,7 @@ from harmonia.server.graphql.people import User
 from harmonia.server.graphql.projects import Project
 from harmonia.server.graphql.recipes import CustomRecipe
 from harmonia.server.graphql.scalars import IdOrKey, LongInt, Timestamp
-from harmonia.server.services.jobs import JobInfo, NewJob
+from harmonia.server.services.jobs.jobs import JobInfo, NewJob
 from harmonia.server.services.keyset import Order
 
 __all__ = ["Job", "JobArtifactKind", "JobMutation", "JobQuery"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import strawberry
 
-from harmonia.server.services.interaction_writer import text_of
+from harmonia.server.services.interactions.writer import text_of
 
 
 @strawberry.type

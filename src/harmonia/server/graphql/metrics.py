@@ -12,9 +12,9 @@ from harmonia.server.db.metrics import DirectScore as ScoreRow
 from harmonia.server.graphql.context import Info
 from harmonia.server.graphql.lazy import PROJECT, PROJECTS, object_of
 from harmonia.server.graphql.scalars import DateTimeText, IdOrKey, Key, Timestamp, rfc3339
-from harmonia.server.services.completion_details import ScoreInfo
-from harmonia.server.services.feedback import NewScore
-from harmonia.server.services.metrics_registry import MetricChange, MetricInfo, NewMetric
+from harmonia.server.services.interactions.details import ScoreInfo
+from harmonia.server.services.interactions.feedback import NewScore
+from harmonia.server.services.metrics import MetricChange, MetricInfo, NewMetric
 
 
 @strawberry.enum

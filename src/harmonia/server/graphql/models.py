@@ -12,8 +12,8 @@ from harmonia.server.db import models as db
 from harmonia.server.graphql.context import Info
 from harmonia.server.graphql.lazy import PROJECTS, object_of
 from harmonia.server.graphql.scalars import IdOrKey, LongInt, Timestamp
-from harmonia.server.services.deployments import Bound
-from harmonia.server.services.models import ADAPTER, EXTERNAL, SCHEME, ModelWish, compute_of
+from harmonia.server.services.models.deployments import Bound
+from harmonia.server.services.models.models import ADAPTER, EXTERNAL, SCHEME, ModelWish, compute_of
 
 
 @strawberry.enum

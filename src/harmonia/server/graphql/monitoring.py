@@ -13,7 +13,7 @@ from harmonia.errors import EntityNotFoundError, InvalidRequestError
 from harmonia.server.db import monitoring as db
 from harmonia.server.graphql.context import Info
 from harmonia.server.graphql.scalars import IdOrKey, Timestamp
-from harmonia.server.services.monitoring import NewCategorical, NewTable
+from harmonia.server.services.jobs.monitoring import NewCategorical, NewTable
 
 
 @strawberry.enum(name="MonitoringRunStatusGql")

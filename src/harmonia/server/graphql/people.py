@@ -10,7 +10,7 @@ import strawberry
 from harmonia.server.db import people as db
 from harmonia.server.graphql.context import Info
 from harmonia.server.graphql.scalars import IdOrKey, Key, Timestamp
-from harmonia.server.services.people import Membership, NewUser, RoleInfo
+from harmonia.server.services.people.people import Membership, NewUser, RoleInfo
 from harmonia.server.services.permissions import PERMISSIONS
 
 

@@ -12,7 +12,7 @@ from harmonia.server.graphql.metrics import MetricFilter, MetricWithContext
 from harmonia.server.graphql.models import ModelService
 from harmonia.server.graphql.people import Role, Team
 from harmonia.server.graphql.scalars import IdOrKey, Key, Timestamp
-from harmonia.server.services.projects import NewProject, ShareWish
+from harmonia.server.services.people.projects import NewProject, ShareWish
 
 
 @strawberry.type

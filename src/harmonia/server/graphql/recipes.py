@@ -14,8 +14,8 @@ from harmonia.server.graphql.context import Info
 from harmonia.server.graphql.paging import Label, LabelFilter, LabelInput
 from harmonia.server.graphql.people import User
 from harmonia.server.graphql.scalars import IdOrKey, Key, Timestamp
-from harmonia.server.services import recipes as service
-from harmonia.server.services.archives import MAX_UPLOAD_BYTES
+from harmonia.server.services.jobs import recipes as service
+from harmonia.server.services.jobs.archives import MAX_UPLOAD_BYTES
 
 
 @strawberry.type

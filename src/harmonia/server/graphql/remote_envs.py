@@ -12,7 +12,7 @@ from strawberry.scalars import JSON
 from harmonia.server.db import graders as db
 from harmonia.server.graphql.context import Info
 from harmonia.server.graphql.scalars import IdOrKey, Key, Timestamp
-from harmonia.server.services.graders import NewRemoteEnv
+from harmonia.server.services.graders.graders import NewRemoteEnv
 from harmonia.server.services.outbound import OutboundError
 
 

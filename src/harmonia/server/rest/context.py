@@ -11,8 +11,8 @@ from harmonia.router import Router
 from harmonia.server.rest.schemas.fields import ResponseModel
 from harmonia.server.rest.sse import to_json
 from harmonia.server.rest.target import FindTarget, named_target
-from harmonia.server.services.auth import KeyRing
-from harmonia.server.services.metrics import Metrics
+from harmonia.server.services.people.auth import KeyRing
+from harmonia.server.services.telemetry import Metrics
 
 
 class Context:

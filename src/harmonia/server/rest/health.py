@@ -11,7 +11,7 @@ from harmonia.server.rest.context import Api, json_response
 from harmonia.server.rest.openapi import describe
 from harmonia.server.rest.schemas import Health
 from harmonia.server.rest.schemas.models import WorkerHealth
-from harmonia.server.services.metrics import WorkerReport
+from harmonia.server.services.telemetry import WorkerReport
 
 router = APIRouter(tags=["operations"])
 

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Request, Response
 from harmonia.errors import InvalidRequestError
 from harmonia.server.rest.body import read_body
 from harmonia.server.rest.callers import KnownCaller, Server
-from harmonia.server.services.feedback import Answer, NewComparison, NewScore
-from harmonia.server.services.interactions import NewInteraction
+from harmonia.server.services.interactions.feedback import Answer, NewComparison, NewScore
+from harmonia.server.services.interactions.interactions import NewInteraction
 from harmonia.server.services.moments import moment_ms
 
 router = APIRouter(tags=["interactions"])

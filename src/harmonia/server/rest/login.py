@@ -10,7 +10,7 @@ from fastapi.responses import RedirectResponse
 from pydantic import BaseModel
 
 from harmonia.server.rest.callers import KnownCaller, Server, cookie_name, require_same_origin, session_cookie
-from harmonia.server.services.login import LOGIN_SECONDS
+from harmonia.server.services.people.login import LOGIN_SECONDS
 from harmonia.server.services.services import Services
 
 

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from harmonia.errors import InvalidRequestError
 from harmonia.server.rest.body import read_body
 from harmonia.server.rest.callers import KnownCaller, Server
-from harmonia.server.services.monitoring import NewCategorical, NewTable, Point
+from harmonia.server.services.jobs.monitoring import NewCategorical, NewTable, Point
 
 MAX_TABLE_BYTES = 64 * 1024 * 1024
 """Clients cut large tables into parts of 20 MB by their own measure, which as JSON may be larger."""

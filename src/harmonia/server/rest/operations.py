@@ -7,8 +7,8 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from harmonia.errors import UnavailableError
-from harmonia.server.services.metrics import Metrics, WorkerReport
 from harmonia.server.services.services import Services
+from harmonia.server.services.telemetry import Metrics, WorkerReport
 
 
 def make_operations_router(services: Services, metrics: Metrics) -> APIRouter:

@@ -21,10 +21,10 @@ from harmonia.server.rest.schemas.fields import GenerationRequest
 from harmonia.server.rest.sse import Observer
 from harmonia.server.rest.target import ModelRequest, Target
 from harmonia.server.services.access import ProjectAccess, bearer
-from harmonia.server.services.deployments import PERMISSION
-from harmonia.server.services.inference import Chosen
-from harmonia.server.services.interaction_writer import Interaction, checked_labels
-from harmonia.server.services.models import EXTERNAL
+from harmonia.server.services.interactions.inference import Chosen
+from harmonia.server.services.interactions.writer import Interaction, checked_labels
+from harmonia.server.services.models.deployments import PERMISSION
+from harmonia.server.services.models.models import EXTERNAL
 from harmonia.server.services.services import Services
 
 _PARAMETERS = (

@@ -7,7 +7,7 @@ import time
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from harmonia.server.services.metrics import Metrics
+from harmonia.server.services.telemetry import Metrics
 
 UNMATCHED = "unmatched"
 

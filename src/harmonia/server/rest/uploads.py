@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from harmonia.server.rest.body import read_body
 from harmonia.server.rest.callers import KnownCaller, Server
 from harmonia.server.rest.errors import BodyTooLargeError
-from harmonia.server.services.uploads import NewUpload, PartTooLargeError
+from harmonia.server.services.datasets.uploads import NewUpload, PartTooLargeError
 
 router = APIRouter(prefix="/upload", tags=["uploads"])
 

@@ -1,180 +1,180 @@
-"""What `/metrics` tells: the HTTP server's own counts, and the workers' at the moment of asking.
-
-Ours are named `harmonia_*`; `harmony_*` and `concorde_*` are the seed system's names, which dashboards already use.
-"""
+"""The metrics of a project: what its completions are measured by."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+import uuid
+from collections.abc import Collection
+from dataclasses import dataclass
 
-import msgspec
-from prometheus_client import CollectorRegistry, Counter, generate_latest
-from prometheus_client import Histogram as HttpHistogram
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-    UnknownMetricFamily,
-)
-from prometheus_client.registry import Collector
+from sqlalchemy import ColumnElement, exists, select
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from harmonia.protocol.messages import Histogram, Stats
+from harmonia.errors import EntityNotFoundError, InvalidRequestError
+from harmonia.server.db.base import MAX_KEY
+from harmonia.server.db.database import Database
+from harmonia.server.db.metrics import Comparison, DirectScore, Metric
+from harmonia.server.db.projects import Project
+from harmonia.server.services.access import Caller, by_id_or_key, require_in_project, visible_projects
+from harmonia.server.services.audit import record
+from harmonia.server.services.keys import checked_key, key_from
 
-POOL = "default"
-_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-_MODEL_LABELS = ("model", "replica")
-_POOL_LABELS = ("pool", "model", "replica")
-
-_ALWAYS = ("requests", "generated_tokens", "prompt_tokens", "cached_tokens", "ttft_timeouts")
-
-_HELP = {
-    "requests": "Generations asked for",
-    "generated_tokens": "Tokens generated",
-    "prompt_tokens": "Prompt tokens of started requests",
-    "cached_tokens": "Prompt tokens taken from the cache",
-    "ttft_timeouts": "Requests given up because their first token was late",
-    "ttft_seconds": "Time to the first token, queue included",
-    "inter_token_seconds": "Time between two tokens of one answer",
-    "queue_seconds": "Time in the queue",
-    "batch_size": "Sequences per engine step",
-    "queue_length": "Requests that wait now",
-    "running": "Sequences that generate now",
-    "cache_occupancy": "Share of cache blocks in use",
-    "evictions": "Cache blocks given up for others",
-    "preemptions": "Sequences put back to the queue for want of cache",
-    "prefix_query_tokens": "Prompt tokens looked up in the cache",
-    "prefix_hit_tokens": "Prompt tokens found there",
-}
+SCALAR, BOOL = "SCALAR", "BOOL"
+HIGHER_IS_BETTER, LOWER_IS_BETTER = "HIGHER_IS_BETTER", "LOWER_IS_BETTER"
+MAX_UNIT = 64
+_READ = "metric:read"
 
 
-class WorkerReport(msgspec.Struct, frozen=True):
-    """The statistics of one worker, and which it is."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewMetric:
+    """A metric to make. key: None makes one of the name."""
 
-    replica: str
-    backbone: str
-    models: frozenset[str]
-    stats: Stats
+    name: str
+    kind: str
+    key: str | None = None
+    scoring_type: str = HIGHER_IS_BETTER
+    description: str = ""
+    unit: str | None = None
+    category: str = "USER"
 
 
-class Metrics:
-    """Counts HTTP requests and renders everything."""
+@dataclass(frozen=True, slots=True)
+class MetricChange:
+    """What shall be different; None stays as it is."""
 
-    def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self._durations = HttpHistogram(
-            "concorde_http_server_request_duration_seconds",
-            "Time to the end of an HTTP response",
-            ("http_route", "graphql_operation", "http_response_status_code"),
-            registry=self._registry,
-            buckets=_BUCKETS_S,
+    name: str | None = None
+    description: str | None = None
+    scoring_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MetricInfo:
+    """A metric, and what it was used for."""
+
+    row: Metric
+    has_scores: bool
+    has_comparisons: bool
+
+
+class MetricsRegistry:
+    """Makes and finds metrics."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(self, caller: Caller, project: str, new: NewMetric) -> MetricInfo:
+        """A metric of a project; needs `metric:create` there."""
+        async with self._database.begin() as session:
+            access = await require_in_project(session, caller, project, "metric:create")
+            row = await add_metric(session, access.project_id, new)
+            record(session, caller, "metric.create", f"metric/{row.key}", project=access.project_key)
+            return MetricInfo(row, has_scores=False, has_comparisons=False)
+
+    async def update(self, caller: Caller, project: str, metric: str, change: MetricChange) -> MetricInfo:
+        """Change how a metric is called and read; needs `metric:create` there."""
+        async with self._database.begin() as session:
+            access = await require_in_project(session, caller, project, "metric:create")
+            row = await metric_named(session, access.project_id, metric)
+            if change.name is not None:
+                row.name = _checked_name(change.name)
+            if change.description is not None:
+                row.description = change.description
+            if change.scoring_type is not None:
+                row.scoring_type = change.scoring_type
+            record(session, caller, "metric.update", f"metric/{row.key}", project=access.project_key)
+            await session.flush()
+            return (await metric_infos(session, Metric.id == row.id))[0]
+
+    async def all(self, caller: Caller, categories: Collection[str] | None = None) -> list[MetricInfo]:
+        """Those of every project whose metrics the caller may see."""
+        async with self._database.read() as session:
+            wanted = [Metric.project_id.in_(visible_projects(caller, _READ)), *_in(categories)]
+            return await metric_infos(session, *wanted)
+
+    async def of_project(
+        self, caller: Caller, project_id: uuid.UUID, categories: Collection[str] | None = None
+    ) -> list[MetricInfo]:
+        """Those of one project; none if the caller may not see them."""
+        async with self._database.read() as session:
+            wanted = [Metric.project_id == project_id, Metric.project_id.in_(visible_projects(caller, _READ))]
+            return await metric_infos(session, *wanted, *_in(categories))
+
+    async def find(self, caller: Caller, project: str, metric: str) -> MetricInfo | None:
+        """One by id or key; None if there is none that the caller may see."""
+        async with self._database.read() as session:
+            infos = await metric_infos(
+                session,
+                by_id_or_key(Metric.id, Metric.key, metric),
+                Metric.project_id.in_(select(Project.id).where(by_id_or_key(Project.id, Project.key, project))),
+                Metric.project_id.in_(visible_projects(caller, _READ)),
+            )
+            return infos[0] if infos else None
+
+
+async def add_metric(session: AsyncSession, project_id: uuid.UUID, new: NewMetric) -> Metric:
+    """A metric's row inside a transaction: for graders and data sets, which bring metrics of their own."""
+    name = _checked_name(new.name)
+    key = checked_key(new.key) if new.key else key_from(name)
+    if new.unit is not None and len(new.unit) > MAX_UNIT:
+        raise InvalidRequestError(f"a unit has at most {MAX_UNIT} characters, got {len(new.unit)}", field="unit")
+    taken = select(Metric.id).where(Metric.project_id == project_id, Metric.key == key)
+    if (await session.execute(taken)).first() is not None:
+        raise InvalidRequestError(f"the key {key!r} is taken by another metric here; choose another", field="key")
+    row = Metric(
+        project_id=project_id,
+        key=key,
+        name=name,
+        kind=new.kind,
+        scoring_type=new.scoring_type,
+        category=new.category,
+        description=new.description,
+        unit=new.unit,
+    )
+    session.add(row)
+    await session.flush()
+    return row
+
+
+async def metric_named(session: AsyncSession, project_id: uuid.UUID, metric: str) -> Metric:
+    """A metric of a project by id or key, inside a transaction; `EntityNotFoundError` if there is none."""
+    query = select(Metric).where(Metric.project_id == project_id, by_id_or_key(Metric.id, Metric.key, metric))
+    row = (await session.execute(query)).scalar_one_or_none()
+    if row is None:
+        raise EntityNotFoundError(f"Metric {metric!r} does not exist", entity="metric")
+    return row
+
+
+async def metric_infos(session: AsyncSession, *wanted: ColumnElement[bool]) -> list[MetricInfo]:
+    """Metrics with what they were used for, oldest first, in one query."""
+    has_scores = exists().where(DirectScore.metric_id == Metric.id)
+    has_comparisons = exists().where(Comparison.metric_id == Metric.id)
+    query = select(Metric, has_scores, has_comparisons).where(*wanted).order_by(Metric.created_at, Metric.key)
+    return [MetricInfo(row, bool(scores), bool(compared)) for row, scores, compared in await session.execute(query)]
+
+
+def checked_value(metric: Metric, value: object, field: str = "value") -> float:
+    """A value as the metric takes it: 0, 1, true or false of a BOOL metric, any finite number of a SCALAR one."""
+    if metric.kind == BOOL:
+        if isinstance(value, bool | int | float) and value in (0, 1):
+            return float(value)
+        raise InvalidRequestError(
+            f"{field}: the metric {metric.key!r} takes 0, 1, true and false, got {value!r}", field=field
         )
-        self._generations = HttpHistogram(
-            "harmony_request_duration_s",
-            "Time to the end of the response of an inference request",
-            ("pool", "model"),
-            registry=self._registry,
-            buckets=_BUCKETS_S,
-        )
-        self._requests = Counter(
-            "harmonia_http_requests", "HTTP requests", ("route", "status"), registry=self._registry
-        )
-
-    def observe_request(self, route: str, status: int, seconds: float, model: str | None, operation: str = "") -> None:
-        """Count a finished HTTP request; `model` is set for inference, `operation` for GraphQL."""
-        self._requests.labels(route, str(status)).inc()
-        self._durations.labels(route, operation, str(status)).observe(seconds)
-        if model is not None:
-            self._generations.labels(POOL, model).observe(seconds)
-
-    def render(self, reports: list[WorkerReport]) -> bytes:
-        """All metrics in Prometheus' text format."""
-        snapshot = CollectorRegistry(auto_describe=False)
-        snapshot.register(_Snapshot(reports))
-        return generate_latest(self._registry) + generate_latest(snapshot)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if math.isfinite(number):
+            return number
+    raise InvalidRequestError(f"{field}: the metric {metric.key!r} takes finite numbers, got {value!r}", field=field)
 
 
-class _Snapshot(Collector):
-    def __init__(self, reports: list[WorkerReport]) -> None:
-        self._reports = reports
-
-    def collect(self) -> Iterable[Metric]:
-        yield from self._gauges()
-        yield from self._counters()
-        yield from self._model_counters()
-        yield from self._histograms()
-        yield from self._seed_names()
-
-    def _gauges(self) -> Iterator[Metric]:
-        for name in _names(report.stats.gauges for report in self._reports):
-            family = GaugeMetricFamily(f"harmonia_{name}", _help(name), labels=_MODEL_LABELS)
-            for report in self._reports:
-                if name in report.stats.gauges:
-                    family.add_metric((report.backbone, report.replica), report.stats.gauges[name])
-            yield family
-
-    def _counters(self) -> Iterator[Metric]:
-        for name in _names(report.stats.counters for report in self._reports):
-            family = CounterMetricFamily(f"harmonia_{name}", _help(name), labels=_MODEL_LABELS)
-            for report in self._reports:
-                if name in report.stats.counters:
-                    family.add_metric((report.backbone, report.replica), report.stats.counters[name])
-            yield family
-
-    def _model_counters(self) -> Iterator[Metric]:
-        for name in _names([_ALWAYS, *(counters for _, _, counters in self._by_model())]):
-            family = CounterMetricFamily(f"harmonia_{name}", _help(name), labels=_MODEL_LABELS)
-            for model, replica, counters in self._by_model():
-                family.add_metric((model, replica), counters.get(name, 0.0))
-            yield family
-
-    def _histograms(self) -> Iterator[Metric]:
-        for name in _names(histograms for _, _, histograms in self._histograms_by_model()):
-            family = HistogramMetricFamily(f"harmonia_{name}", _help(name), labels=_MODEL_LABELS)
-            for model, replica, histograms in self._histograms_by_model():
-                if name in histograms:
-                    histogram = histograms[name]
-                    family.add_metric((model, replica), _buckets(histogram), histogram.total)
-            yield family
-
-    def _seed_names(self) -> Iterator[Metric]:
-        ttft = HistogramMetricFamily("harmony_ttft_ms", "Time to the first token, queue included", labels=_POOL_LABELS)
-        for model, replica, histograms in self._histograms_by_model():
-            if "ttft_seconds" in histograms:
-                seconds = histograms["ttft_seconds"]
-                ttft.add_metric((POOL, model, replica), _buckets(seconds, 1000.0), 1000.0 * seconds.total)
-        timeouts = UnknownMetricFamily("harmony_ttft_timeout_count", _help("ttft_timeouts"), labels=_POOL_LABELS)
-        requests = UnknownMetricFamily("harmony_generation_requests_count", _help("requests"), labels=_POOL_LABELS)
-        generated = CounterMetricFamily("concorde_token_generated", _help("generated_tokens"), labels=_MODEL_LABELS)
-        processed = CounterMetricFamily("concorde_token_processed", _help("prompt_tokens"), labels=_MODEL_LABELS)
-        for model, replica, counters in self._by_model():
-            timeouts.add_metric((POOL, model, replica), counters.get("ttft_timeouts", 0.0))
-            requests.add_metric((POOL, model, replica), counters.get("requests", 0.0))
-            generated.add_metric((model, replica), counters.get("generated_tokens", 0.0))
-            processed.add_metric((model, replica), counters.get("prompt_tokens", 0.0))
-        yield from (ttft, timeouts, requests, generated, processed)
-
-    def _by_model(self) -> Iterator[tuple[str, str, dict[str, float]]]:
-        for report in self._reports:
-            # A model that nobody has asked yet counts zero; a series that begins at one has no first increase.
-            for model in sorted(report.models | set(report.stats.by_model)):
-                yield model, report.replica, report.stats.by_model.get(model, {})
-
-    def _histograms_by_model(self) -> Iterator[tuple[str, str, dict[str, Histogram]]]:
-        for report in self._reports:
-            for model, histograms in report.stats.histograms.items():
-                # `*` stands for the whole engine, which the backbone names best.
-                yield report.backbone if model == "*" else model, report.replica, histograms
+def _checked_name(name: str) -> str:
+    if not name.strip() or len(name) > MAX_KEY:
+        raise InvalidRequestError(f"a name has 1 to {MAX_KEY} characters, got {name[:80]!r}", field="name")
+    return name
 
 
-def _names(tables: Iterable[Iterable[str]]) -> list[str]:
-    return sorted({name for table in tables for name in table})
-
-
-def _help(name: str) -> str:
-    return _HELP.get(name, name.replace("_", " ").capitalize())
-
-
-def _buckets(histogram: Histogram, scale: float = 1.0) -> list[tuple[str, float]]:
-    bounds = ["+Inf" if bound == float("inf") else repr(float(bound * scale)) for bound in histogram.bounds]
-    return list(zip(bounds, map(float, histogram.counts), strict=True))
+def _in(categories: Collection[str] | None) -> list[ColumnElement[bool]]:
+    return [] if categories is None else [Metric.category.in_(categories)]

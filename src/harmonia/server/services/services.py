@@ -4,35 +4,35 @@ from __future__ import annotations
 
 from harmonia.config.control import ControlConfig
 from harmonia.server.db.database import Database
-from harmonia.server.services.abtests import ABTests, make_default
+from harmonia.server.services.abtests.abtests import ABTests, make_default
 from harmonia.server.services.access import Access
-from harmonia.server.services.api_keys import ApiKeys
 from harmonia.server.services.audit import AuditLog
-from harmonia.server.services.compute import Compute
-from harmonia.server.services.datasets import Datasets
-from harmonia.server.services.deployments import Deployments
-from harmonia.server.services.external import ExternalModels
-from harmonia.server.services.feedback import Feedback
+from harmonia.server.services.datasets.datasets import Datasets
+from harmonia.server.services.datasets.uploads import Uploads
 from harmonia.server.services.files import Files
-from harmonia.server.services.graders import Graders
-from harmonia.server.services.inference import Inference
-from harmonia.server.services.integrations import Integrations
-from harmonia.server.services.interaction_writer import InteractionWriter
-from harmonia.server.services.interactions import Interactions
-from harmonia.server.services.job_reports import JobReports
-from harmonia.server.services.job_runner import JobRunner
-from harmonia.server.services.jobs import Jobs
-from harmonia.server.services.login import Logins
-from harmonia.server.services.metrics_registry import MetricsRegistry
-from harmonia.server.services.models import Models
-from harmonia.server.services.monitoring import Monitoring
-from harmonia.server.services.notifications import Notifications
-from harmonia.server.services.people import People
-from harmonia.server.services.projects import Projects
-from harmonia.server.services.recipes import Recipes
+from harmonia.server.services.graders.graders import Graders
+from harmonia.server.services.interactions.feedback import Feedback
+from harmonia.server.services.interactions.inference import Inference
+from harmonia.server.services.interactions.interactions import Interactions
+from harmonia.server.services.interactions.writer import InteractionWriter
+from harmonia.server.services.jobs.jobs import Jobs
+from harmonia.server.services.jobs.monitoring import Monitoring
+from harmonia.server.services.jobs.recipes import Recipes
+from harmonia.server.services.jobs.reports import JobReports
+from harmonia.server.services.jobs.runner import JobRunner
+from harmonia.server.services.metrics import MetricsRegistry
+from harmonia.server.services.models.compute import Compute
+from harmonia.server.services.models.deployments import Deployments
+from harmonia.server.services.models.external import ExternalModels
+from harmonia.server.services.models.models import Models
+from harmonia.server.services.models.serving import Serving
+from harmonia.server.services.notifications.integrations import Integrations
+from harmonia.server.services.notifications.notifications import Notifications
+from harmonia.server.services.people.api_keys import ApiKeys
+from harmonia.server.services.people.login import Logins
+from harmonia.server.services.people.people import People
+from harmonia.server.services.people.projects import Projects
 from harmonia.server.services.secrets import Secrets
-from harmonia.server.services.serving import Serving
-from harmonia.server.services.uploads import Uploads
 
 
 class Services:

@@ -1,0 +1,1 @@
+"""Uploads and the data sets made of them."""

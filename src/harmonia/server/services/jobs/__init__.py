@@ -1,0 +1,1 @@
+"""Recipes, the jobs that run them, and what these report."""

@@ -1,0 +1,280 @@
+"""Jobs: asked for, looked at, canceled, deleted. `job_runner` runs them, `job_reports` takes in what they say."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from harmonia.errors import EntityNotFoundError, InvalidRequestError
+from harmonia.server.db.base import now_ms
+from harmonia.server.db.database import Database
+from harmonia.server.db.jobs import Job, JobArtifact, JobStage
+from harmonia.server.db.models import ComputePool
+from harmonia.server.db.people import User
+from harmonia.server.db.projects import Project
+from harmonia.server.services.access import Caller, by_id_or_key, require_in_project, visible_projects
+from harmonia.server.services.audit import record
+from harmonia.server.services.jobs.filters import JobWish, condition
+from harmonia.server.services.jobs.recipes import RecipeInfo, Recipes
+from harmonia.server.services.jobs.runner import JobRunner, pool_capacity
+from harmonia.server.services.keys import checked_name
+from harmonia.server.services.keyset import Keyset, Order, Page, PageWish
+from harmonia.server.services.notifications.announcements import announce_job, progress_of
+from harmonia.server.services.notifications.notifications import Notifications
+
+PENDING, RUNNING, COMPLETED, FAILED, CANCELED = "PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELED"
+TERMINAL = (COMPLETED, FAILED, CANCELED)
+_MIN_RAM_GB = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A run that is wanted. None: no limit, or the default."""
+
+    recipe: str
+    project: str
+    args: Mapping[str, Any]
+    num_gpus: int
+    name: str | None = None
+    compute_pool: str | None = None
+    max_ram_gb: float | None = None
+    max_duration_s: int | None = None
+    resume_artifact_id: uuid.UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobInfo:
+    """A job with all that is shown of it."""
+
+    job: Job
+    project: Project
+    creator: User | None
+    recipe: RecipeInfo | None
+    stages: Sequence[JobStage]
+    artifacts: Sequence[JobArtifact]
+
+    @property
+    def progress(self) -> float:
+        """From 0 to 1."""
+        return progress_of(self.job, self.stages)
+
+
+class Jobs:
+    """What people do with jobs."""
+
+    def __init__(self, database: Database, recipes: Recipes, runner: JobRunner, notifications: Notifications) -> None:
+        self._database = database
+        self._notifications = notifications
+        self._recipes = recipes
+        self._runner = runner
+
+    async def create(self, caller: Caller, new: NewJob) -> JobInfo:
+        """A job that waits for its devices. What cannot run is refused at once: arguments, devices, limits."""
+        async with self._database.read() as session:
+            access = await require_in_project(session, caller, new.project, "project:adapt")
+            pool = await _pool(session, new.compute_pool)
+        _check_limits(new, pool)
+        recipe = await self._recipes.find(caller, new.project, new.recipe)
+        if recipe is None:
+            raise EntityNotFoundError(f"Recipe {new.recipe!r} does not exist", entity="recipe")
+        files = await self._recipes.contents(recipe.content_hash)
+        await self._recipes.probe.check(files, recipe.entrypoint, new.args)
+        job = Job(
+            project_id=access.project_id,
+            name=_name(new.name),
+            recipe_id=recipe.id,
+            recipe_key=recipe.key,
+            content_hash=recipe.content_hash,
+            entrypoint=recipe.entrypoint,
+            args=dict(new.args),
+            compute_pool=pool.key,
+            num_gpus=new.num_gpus,
+            max_ram_gb=new.max_ram_gb,
+            max_duration_s=new.max_duration_s,
+            resume_artifact_id=new.resume_artifact_id,
+            created_by=caller.user_id,
+        )
+        async with self._database.begin() as session:
+            await require_in_project(session, caller, new.project, "project:adapt")
+            if new.resume_artifact_id is not None:
+                await _require_checkpoint(session, access.project_id, new.resume_artifact_id)
+            await self._recipes.keep(session, recipe)
+            session.add(job)
+            await session.flush()
+            record(session, caller, "job.create", f"job/{job.id}", recipe=recipe.key, project=access.project_key)
+        self._runner.wake()
+        return await self._info(job)
+
+    async def all(
+        self, caller: Caller, wish: JobWish, page: PageWish, orders: Sequence[Order]
+    ) -> tuple[Page, int, list[JobInfo]]:
+        """A page of the jobs that the caller may see, the newest first unless ordered otherwise, and their number."""
+        keyset = Keyset(
+            {"created_at": Job.created_at, "name": Job.name, "status": Job.status, "id": Job.id},
+            orders or [Order("created_at", descending=True)],
+            "id",
+        )
+        async with self._database.read() as session:
+            if wish.project is not None:
+                await require_in_project(session, caller, wish.project, "project:read")
+            where = (Job.deleted_at.is_(None), Job.project_id.in_(visible_projects(caller)), condition(wish))
+            total = (await session.execute(select(func.count()).select_from(Job).where(*where))).scalar_one()
+            found = await keyset.read(session, select(Job).where(*where), page)
+        return found, total, await self._infos([row[0] for row in found.rows])
+
+    async def find(self, caller: Caller, job_id: uuid.UUID) -> JobInfo | None:
+        """One job; None if there is none that the caller may see."""
+        async with self._database.read() as session:
+            query = select(Job).where(
+                Job.id == job_id, Job.deleted_at.is_(None), Job.project_id.in_(visible_projects(caller))
+            )
+            job = (await session.execute(query)).scalar_one_or_none()
+        return None if job is None else await self._info(job)
+
+    async def cancel(self, caller: Caller, job_id: uuid.UUID) -> JobInfo:
+        """End a job; its process is stopped and its devices are free soon after. Nothing happens to a canceled one."""
+        async with self._database.begin() as session:
+            job = await self._changeable(session, caller, job_id)
+            if job.status in (COMPLETED, FAILED):
+                raise InvalidRequestError(f"job {job_id} has ended already: {job.status}", field="id")
+            if job.status != CANCELED:
+                job.status, job.ended_at = CANCELED, now_ms()
+                record(session, caller, "job.cancel", f"job/{job_id}")
+                await announce_job(session, self._notifications, job)
+        self._runner.cancel(job_id)
+        return await self._info(job)
+
+    async def rename(self, caller: Caller, job_id: uuid.UUID, name: str | None) -> JobInfo:
+        """None leaves the name."""
+        async with self._database.begin() as session:
+            job = await self._changeable(session, caller, job_id)
+            if name is not None:
+                job.name = checked_name(name)
+                record(session, caller, "job.rename", f"job/{job_id}", name=name)
+        return await self._info(job)
+
+    async def delete(self, caller: Caller, job_id: uuid.UUID) -> None:
+        """Show a job that has ended no longer."""
+        async with self._database.begin() as session:
+            job = await self._changeable(session, caller, job_id)
+            if job.status not in TERMINAL:
+                raise InvalidRequestError(f"job {job_id} is {job.status}; cancel it before it is deleted", field="id")
+            job.deleted_at = now_ms()
+            record(session, caller, "job.delete", f"job/{job_id}")
+
+    async def log_file(self, caller: Caller, job_id: uuid.UUID) -> Path:
+        """Where the output of a job is; there is no file before it started."""
+        if await self.find(caller, job_id) is None:
+            raise _not_found(job_id)
+        return self._runner.log_file(job_id)
+
+    async def artifact(self, caller: Caller, artifact_id: uuid.UUID, project: str | None = None) -> JobArtifact | None:
+        """Something that a job made; None if there is nothing of the kind that the caller may see."""
+        async with self._database.read() as session:
+            query = (
+                select(JobArtifact)
+                .join(Job, Job.id == JobArtifact.job_id)
+                .join(Project, Project.id == Job.project_id)
+                .where(
+                    JobArtifact.id == artifact_id,
+                    Job.deleted_at.is_(None),
+                    Job.project_id.in_(visible_projects(caller)),
+                )
+            )
+            if project is not None:
+                query = query.where(by_id_or_key(Project.id, Project.key, project))
+            found: JobArtifact | None = (await session.execute(query)).scalar_one_or_none()
+            return found
+
+    async def _changeable(self, session: AsyncSession, caller: Caller, job_id: uuid.UUID) -> Job:
+        job = await session.get(Job, job_id, with_for_update=True)
+        if job is None or job.deleted_at is not None:
+            raise _not_found(job_id)
+        await require_in_project(session, caller, str(job.project_id), "project:adapt")
+        return job
+
+    async def _info(self, job: Job) -> JobInfo:
+        return (await self._infos([job]))[0]
+
+    async def _infos(self, jobs: Sequence[Job]) -> list[JobInfo]:
+        """With what belongs to them, in a handful of queries however many they are."""
+        ids = [job.id for job in jobs]
+        async with self._database.read() as session:
+            stages = select(JobStage).where(JobStage.job_id.in_(ids)).order_by(JobStage.place)
+            by_stage = list((await session.execute(stages)).scalars())
+            artifacts = select(JobArtifact).where(JobArtifact.job_id.in_(ids)).order_by(JobArtifact.created_at)
+            by_artifact = list((await session.execute(artifacts)).scalars())
+            users = select(User).where(User.id.in_({job.created_by for job in jobs}))
+            creators = {user.id: user for user in (await session.execute(users)).scalars()}
+            rows = select(Project).where(Project.id.in_({job.project_id for job in jobs}))
+            projects = {project.id: project for project in (await session.execute(rows)).scalars()}
+        recipes = await self._recipes.known(list({job.recipe_id for job in jobs}))
+        return [
+            JobInfo(
+                job,
+                projects[job.project_id],
+                creators.get(job.created_by),
+                recipes.get(job.recipe_id),
+                [stage for stage in by_stage if stage.job_id == job.id],
+                [artifact for artifact in by_artifact if artifact.job_id == job.id],
+            )
+            for job in jobs
+        ]
+
+
+async def _pool(session: AsyncSession, wanted: str | None) -> ComputePool:
+    query = select(ComputePool).order_by(ComputePool.created_at, ComputePool.key)
+    if wanted is not None:
+        query = query.where(by_id_or_key(ComputePool.id, ComputePool.key, wanted))
+    pools = [pool for pool in (await session.execute(query)).scalars() if "JOB" in pool.capabilities]
+    if not pools:
+        what = "there is no compute pool for jobs" if wanted is None else f"{wanted!r} is no compute pool for jobs"
+        raise InvalidRequestError(f"{what}; name one that is", field="computePool")
+    return pools[0]
+
+
+def _check_limits(new: NewJob, pool: ComputePool) -> None:
+    capacity = pool_capacity(pool)
+    if new.num_gpus < 0:
+        raise InvalidRequestError(f"numGpus must be at least 0, got {new.num_gpus}", field="numGpus")
+    if new.num_gpus > 1:
+        raise InvalidRequestError(
+            f"the models of a job run on one device here, so numGpus is 0 or 1, got {new.num_gpus}", field="numGpus"
+        )
+    if new.num_gpus > capacity:
+        raise InvalidRequestError(
+            f"numGpus is {new.num_gpus}, and pool {pool.key!r} has {capacity} devices for jobs: {pool.num_inference} "
+            f"of its {pool.num_devices} serve; let fewer serve (resize the pool)",
+            field="numGpus",
+        )
+    if new.max_ram_gb is not None and not new.max_ram_gb >= _MIN_RAM_GB:
+        raise InvalidRequestError(f"maxRamGb must be at least {_MIN_RAM_GB}, got {new.max_ram_gb}", field="maxRamGb")
+    if new.max_duration_s is not None and new.max_duration_s < 1:
+        raise InvalidRequestError(
+            f"maxDurationSecs must be at least 1, got {new.max_duration_s}", field="maxDurationSecs"
+        )
+
+
+async def _require_checkpoint(session: AsyncSession, project_id: uuid.UUID, artifact_id: uuid.UUID) -> None:
+    query = (
+        select(JobArtifact.id)
+        .join(Job, Job.id == JobArtifact.job_id)
+        .where(JobArtifact.id == artifact_id, JobArtifact.kind == "CHECKPOINT", Job.project_id == project_id)
+    )
+    if (await session.execute(query)).first() is None:
+        raise InvalidRequestError(f"{artifact_id} is no checkpoint of this project's jobs", field="resumeArtifactId")
+
+
+def _name(name: str | None) -> str:
+    return f"Run-{datetime.now(UTC):%Y-%m-%d-%H-%M}" if name is None else checked_name(name)
+
+
+def _not_found(job_id: uuid.UUID) -> EntityNotFoundError:
+    return EntityNotFoundError(f"Job {job_id} does not exist", entity="job")

@@ -1,0 +1,307 @@
+"""The registry of models: what there is, where it is, and how it is to be run."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from harmonia.errors import EntityNotFoundError, InvalidRequestError
+from harmonia.fleet.files import inspect_model
+from harmonia.protocol.facts import ModelFacts
+from harmonia.server.db.database import Database
+from harmonia.server.db.models import Model, ModelService
+from harmonia.server.db.projects import Project
+from harmonia.server.services.access import Caller, by_id_or_key, require_anywhere, visible_projects
+from harmonia.server.services.audit import record
+from harmonia.server.services.keys import checked_key, key_from
+from harmonia.server.services.models.external import PROVIDERS
+from harmonia.server.services.secrets import Secrets
+
+BASE, ADAPTER, EXTERNAL = "base", "adapter", "external"
+SCHEME = "model_registry://"
+DEFAULT_KV_CACHE_LEN = 131_072
+_MAX_TOKENS = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewModel:
+    """A model to register. path: a folder or GGUF file, or `model_registry://KEY`; key: None makes one of the name."""
+
+    path: str
+    name: str
+    key: str | None = None
+    parent_id: uuid.UUID | None = None
+    job_id: uuid.UUID | None = None
+    is_published: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewExternalModel:
+    """A model at somebody else's. endpoint: None takes the provider's own."""
+
+    name: str
+    provider: str
+    external_model_id: str
+    api_key: str = field(repr=False)
+    endpoint: str | None = None
+    extra_params: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelWish:
+    """Which models are wanted; None: never mind."""
+
+    in_storage: bool | None = None
+    available: bool | None = None
+    trainable: bool | None = None
+    published: bool | None = None
+    online: Collection[str] | None = None
+    any_of: Collection[str] | None = None
+    all_of: Collection[str] | None = None
+
+    def allows(self, model: Model) -> bool:
+        """Whether a model is one of them."""
+        able = set(model.capabilities)
+        return (
+            self.in_storage in (None, model.kind != EXTERNAL)
+            and self.available in (None, model.online != "ERROR")
+            and self.trainable in (None, model.is_trainable)
+            and self.published in (None, model.is_published)
+            and (self.online is None or model.online in self.online)
+            and (self.any_of is None or bool(able & set(self.any_of)))
+            and (self.all_of is None or able >= set(self.all_of))
+        )
+
+
+class Models:
+    """Everything about models that is the same in every project."""
+
+    def __init__(self, database: Database, registry: Path, secrets: Secrets) -> None:
+        """registry: the folder in which `model_registry://KEY` is found."""
+        self._database = database
+        self._registry = registry
+        self._secrets = secrets
+
+    async def add(self, caller: Caller, new: NewModel) -> Model:
+        """Register a model for everybody; see `register`."""
+        async with self._database.read() as session:
+            await require_anywhere(session, caller, "model:create")
+        return await self.register(caller, new)
+
+    async def register(self, caller: Caller | None, new: NewModel) -> Model:
+        """The same where somebody may who need not be asked, such as a job that was allowed to make a model.
+
+        Errors: UnknownModelError and UnsupportedModelError for what is at the path; InvalidRequestError for a key that
+        is taken and for an adapter whose base model is not registered.
+        """
+        if not new.name.strip():
+            raise InvalidRequestError("a name must have letters", field="name")
+        key = checked_key(new.key) if new.key else key_from(new.name)
+        facts = await inspect_model(new.path, self._registry)
+        async with self._database.begin() as session:
+            await _require_free(session, key)
+            backbone = await _backbone(session, facts) if facts.kind == ADAPTER else None
+            model = _row(new, key, facts, backbone)
+            session.add(model)
+            record(session, caller, "model.create", f"model/{key}", path=facts.path)
+            await session.flush()
+            await asyncio.to_thread(_link, self._registry, key, Path(facts.path))
+            return model
+
+    async def add_external(self, caller: Caller, new: NewExternalModel) -> Model:
+        """Register a model at a provider, with the key to use there."""
+        if new.provider not in PROVIDERS:
+            raise InvalidRequestError(f"{new.provider!r} is none of {', '.join(PROVIDERS)}", field="provider")
+        for name in ("api_key", "external_model_id"):
+            if not str(getattr(new, name)).strip():
+                raise InvalidRequestError(f"{name}: an external model needs one", field=name)
+        if new.endpoint is not None and not new.endpoint.startswith(("https://", "http://")):
+            raise InvalidRequestError(f"endpoint: {new.endpoint!r} is no http(s) address", field="endpoint")
+        key = key_from(new.name)
+        sealed = await asyncio.to_thread(self._secrets.seal, new.api_key)
+        async with self._database.begin() as session:
+            await require_anywhere(session, caller, "model:create")
+            await _require_free(session, key)
+            model = Model(
+                key=key,
+                name=new.name,
+                kind=EXTERNAL,
+                capabilities=["TextGeneration"],
+                is_trainable=False,
+                external={
+                    "provider": new.provider,
+                    "external_model_id": new.external_model_id,
+                    "endpoint": new.endpoint,
+                    "extra_params": new.extra_params,
+                },
+                secret=sealed,
+                online="ONLINE",
+            )
+            session.add(model)
+            record(session, caller, "model.create", f"model/{key}", provider=new.provider)
+            return model
+
+    async def all(self, caller: Caller, wish: ModelWish) -> list[Model]:
+        """The models of the registry, oldest first."""
+        async with self._database.read() as session:
+            await require_anywhere(session, caller, "model:read")
+            rows = (await session.execute(select(Model).order_by(Model.created_at, Model.key))).scalars()
+            return [row for row in rows if wish.allows(row)]
+
+    async def find(self, caller: Caller, model: str) -> Model | None:
+        """One by id or key; None if there is none."""
+        async with self._database.read() as session:
+            await require_anywhere(session, caller, "model:read")
+            return await find_model(session, model)
+
+    async def by_id(self, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Model]:
+        """Models by their ids, for whoever sees what names them."""
+        async with self._database.read() as session:
+            rows = (await session.execute(select(Model).where(Model.id.in_(ids)))).scalars()
+            return {row.id: row for row in rows}
+
+    async def projects(self, caller: Caller, model_id: uuid.UUID) -> list[Project]:
+        """The projects that have a model, as far as the caller may read them."""
+        query = (
+            select(Project)
+            .join(ModelService, ModelService.project_id == Project.id)
+            .where(ModelService.model_id == model_id, ModelService.deleted_at.is_(None))
+            .where(Project.archived_at.is_(None))
+            .where(Project.id.in_(visible_projects(caller)))
+            .order_by(Project.created_at, Project.key)
+        )
+        async with self._database.read() as session:
+            return list((await session.execute(query)).scalars())
+
+    async def update(
+        self, caller: Caller, model: str, *, published: bool | None = None, stable: bool | None = None
+    ) -> Model:
+        """Change what the registry says of a model."""
+        async with self._database.begin() as session:
+            await require_anywhere(session, caller, "model:update")
+            row = await named_model(session, model)
+            row.is_published = row.is_published if published is None else published
+            row.is_stable = row.is_stable if stable is None else stable
+            record(session, caller, "model.update", f"model/{row.key}", published=published, stable=stable)
+            return row
+
+    async def set_compute(self, caller: Caller, model: str, changes: dict[str, int | None]) -> Model:
+        """Change how a model is run; settings of None stay as they are. It is the caller's to wake who serves it.
+
+        An adapter runs as its base model does.
+        """
+        given = {name: value for name, value in changes.items() if value is not None}
+        for name, value in given.items():
+            _check_compute(name, value)
+        async with self._database.begin() as session:
+            await require_anywhere(session, caller, "model:update")
+            row = await named_model(session, model)
+            if row.kind != BASE:
+                what = "runs elsewhere" if row.kind == EXTERNAL else "is an adapter; change its base model's"
+                raise InvalidRequestError(f"{row.key!r} has no compute config of its own: it {what}", field="model")
+            longest = given.get("max_seq_len", 0)
+            if row.native_seq_len is not None and longest > row.native_seq_len:
+                raise InvalidRequestError(
+                    f"max_seq_len: {row.key!r} was made for {row.native_seq_len} tokens, got {longest}",
+                    field="max_seq_len",
+                )
+            row.compute = {**row.compute, **given}
+            record(session, caller, "model.compute", f"model/{row.key}", **given)
+            return row
+
+
+async def find_model(session: AsyncSession, model: str) -> Model | None:
+    """A model by id or key."""
+    found: Model | None = (
+        await session.execute(select(Model).where(by_id_or_key(Model.id, Model.key, model)))
+    ).scalar_one_or_none()
+    return found
+
+
+async def named_model(session: AsyncSession, model: str) -> Model:
+    """The same; `EntityNotFoundError` if there is none."""
+    row = await find_model(session, model)
+    if row is None:
+        raise EntityNotFoundError(f"Model {model!r} does not exist", entity="model")
+    return row
+
+
+def compute_of(model: Model) -> dict[str, int] | None:
+    """`tp`, `kv_cache_len` and `max_seq_len` as they hold: what was set, else the defaults; None for external models.
+
+    Without a setting the cache has at most `DEFAULT_KV_CACHE_LEN` tokens, and fewer where they do not fit.
+    """
+    if model.kind == EXTERNAL:
+        return None
+    native = model.native_seq_len or 0
+    return {"tp": 1, "kv_cache_len": DEFAULT_KV_CACHE_LEN, "max_seq_len": native, **model.compute}
+
+
+def _check_compute(name: str, value: int) -> None:
+    if name == "tp":
+        if value != 1:
+            raise InvalidRequestError(
+                f"tp: a model runs on one device here, so it must be 1, got {value}; to make a model fit, lower "
+                "kv_cache_len or max_seq_len",
+                field="tp",
+            )
+    elif not 2 <= value <= _MAX_TOKENS:
+        raise InvalidRequestError(f"{name}: must be from 2 to {_MAX_TOKENS} tokens, got {value}", field=name)
+
+
+async def _require_free(session: AsyncSession, key: str) -> None:
+    if (await session.execute(select(Model.id).where(Model.key == key))).first() is not None:
+        raise InvalidRequestError(f"the key {key!r} is taken; choose another", field="key")
+
+
+async def _backbone(session: AsyncSession, facts: ModelFacts) -> Model:
+    """The registered base model of an adapter: the one at the same place, else the one of the same key."""
+    assert facts.base is not None
+    for condition in (Model.source == facts.base, Model.key == facts.base):
+        query = select(Model).where(condition, Model.kind == BASE).order_by(Model.created_at).limit(1)
+        row: Model | None = (await session.execute(query)).scalar_one_or_none()
+        if row is not None:
+            return row
+    raise InvalidRequestError(
+        f"{facts.path} is an adapter of {facts.base}, which is not registered; add that model first", field="path"
+    )
+
+
+def _row(new: NewModel, key: str, facts: ModelFacts, backbone: Model | None) -> Model:
+    able = ["Regression"] if facts.is_scalar else ["TextGeneration", "Embedding"]
+    return Model(
+        key=key,
+        name=new.name,
+        kind=facts.kind,
+        source=facts.path,
+        backbone_id=None if backbone is None else backbone.id,
+        parent_id=new.parent_id,
+        job_id=new.job_id,
+        family=facts.family if backbone is None else backbone.family,
+        size=facts.num_parameters,
+        capabilities=able,
+        is_trainable=facts.is_trainable if backbone is None else backbone.is_trainable,
+        native_seq_len=facts.max_seq_len if backbone is None else backbone.native_seq_len,
+        is_published=new.is_published,
+    )
+
+
+def _link(registry: Path, key: str, path: Path) -> None:
+    """Let `model_registry://KEY` name the model for jobs and workers too; see `harmonia.models.registry` for names."""
+    registry.mkdir(parents=True, exist_ok=True)
+    entry = registry / key.replace("/", "%2F")
+    if entry.resolve() == path:
+        return
+    try:
+        entry.symlink_to(path)
+    except FileExistsError as error:
+        raise InvalidRequestError(
+            f"the registry {registry} has another model of the key {key!r}; choose another key", field="key"
+        ) from error

@@ -1,0 +1,1 @@
+"""Services outside, and what they are told."""

@@ -1,0 +1,1 @@
+"""Who there is, how they log in, and what they work in."""
