@@ -1,7 +1,9 @@
 """What every test gets: no network, settled randomness in CI, and the one real model."""
 
 import importlib.util
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,18 @@ if not Path("/dev/nvidiactl").exists():
 # Time per example depends on the machine and its neighbours, so it is no reason to fail.
 settings.register_profile("harmonia", deadline=None, print_blob=True, derandomize="CI" in os.environ)
 settings.load_profile("harmonia")
+
+
+@pytest.fixture(autouse=True)
+def unconfigured_log() -> Iterator[None]:
+    """Commands that run in this process configure the log; the next test finds it as it was."""
+    loggers = [logging.getLogger(name) for name in ("harmonia", "uvicorn")]
+    before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.propagate = propagate
+        logger.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")

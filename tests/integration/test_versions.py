@@ -15,6 +15,8 @@ from tests.unit.models.tiny import VOCAB, reference_model
 NUM_REQUESTS = 1500
 NUM_PROMPTS = 24
 MODELS = ("base", "a", "b")
+TIE = 1e-5
+"""Two tokens whose logits are closer may change places in another batch, unless the mode is invariant."""
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +44,21 @@ class Fresh:
         self._benches: dict[tuple[str, int], Bench] = {}
         self.tokens = lru_cache(maxsize=None)(self._tokens)
 
+    def is_tie(self, name: str, version: int, prompt: tuple[int, ...], one: int, other: int) -> bool:
+        """Whether both tokens are as likely after the prompt, so that rounding may choose."""
+        bench = self._bench(name, version)
+        (chosen,), (not_chosen,) = (bench.score("it", (*prompt, token), len(prompt) - 1) for token in (one, other))
+        return abs(chosen - not_chosen) < TIE
+
     def _tokens(self, name: str, version: int, prompt: tuple[int, ...], max_tokens: int) -> list[int]:
+        return self._bench(name, version).generate("it", prompt, max_tokens)
+
+    def _bench(self, name: str, version: int) -> Bench:
         if (name, version) not in self._benches:
             bench = Bench()
             bench.spawn("it", self._model if name == "base" else str(self._folder / f"{name}{version}"))
             self._benches[name, version] = bench
-        return self._benches[name, version].generate("it", prompt, max_tokens)
+        return self._benches[name, version]
 
 
 class Traffic:
@@ -126,7 +137,11 @@ def test_outputs_equal_those_of_a_fresh_engine_at_their_version(model: str, tmp_
     for seq_id, (name, prompt, max_tokens) in traffic.asked.items():
         (version,) = bench.versions(seq_id)
         seen.add((name, version))
-        assert bench.tokens(seq_id) == fresh.tokens(name, version, prompt, max_tokens), (name, version, prompt)
+        answer, wanted = bench.tokens(seq_id), fresh.tokens(name, version, prompt, max_tokens)
+        if answer != wanted:
+            place = next(place for place, pair in enumerate(zip(answer, wanted, strict=True)) if pair[0] != pair[1])
+            before = (*prompt, *wanted[:place])
+            assert fresh.is_tie(name, version, before, answer[place], wanted[place]), (name, version, prompt)
     assert len(seen) > 10
 
 

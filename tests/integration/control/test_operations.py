@@ -65,7 +65,7 @@ def lines_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_no_secret_is_logged(plane: Plane, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "harmonia")
     ask(plane)
     ask(plane, {"query": '{ nothing(secret: "hunter2") }'})
     httpx.get(f"{plane.url}/api/v1/nowhere?code=hunter2", headers={"authorization": "Bearer hk-hunter2"})
