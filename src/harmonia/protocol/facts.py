@@ -30,7 +30,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What the command prints: the facts, or why there are none."""
+    """What the command prints: the facts, if they were asked for, or what is wrong."""
 
     facts: ModelFacts | None = None
     failure: WorkerFailure | None = None

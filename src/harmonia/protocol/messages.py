@@ -90,6 +90,8 @@ class Generate(_Message, frozen=True, kw_only=True):
     """Recognise tool calls in the answer."""
     stream: bool = True
     """False: deltas come only when the answer is complete."""
+    trace: str = ""
+    """What asks, as W3C's `traceparent`; empty: not traced."""
 
 
 class Embed(_Message, frozen=True, kw_only=True):
@@ -99,6 +101,8 @@ class Embed(_Message, frozen=True, kw_only=True):
     model: str
     prompts: tuple[TextPrompt | TokenPrompt, ...]
     max_ttft_ms: int | None = None
+    trace: str = ""
+    """As of `Generate`."""
 
 
 class Cancel(_Message, frozen=True, kw_only=True):

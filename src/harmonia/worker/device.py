@@ -30,6 +30,7 @@ from harmonia.errors import HarmoniaError, InvalidRequestError
 from harmonia.protocol.instances import SpawnSpec
 from harmonia.protocol.messages import JsonObject
 from harmonia.worker.link import (
+    NO_TURN,
     Add,
     Advance,
     Attach,
@@ -59,6 +60,7 @@ from harmonia.worker.link import (
     Release,
     Reply,
     Start,
+    Turn,
     Write,
     watch_for_hangup,
 )
@@ -130,6 +132,7 @@ class DeviceLoop:
         self._engine = engine
         self._line = line
         self._refused: list[SequenceOutput] = []
+        self._num_steps = 0
 
     def run(self) -> None:
         """Serve until the line is closed; costs nothing while there is nothing to do."""
@@ -140,10 +143,16 @@ class DeviceLoop:
     def _turn(self) -> None:
         for command in self._line.receive(self._patience_s()):
             self._obey(command)
-        outputs = self._engine.step() if self._engine.has_work or self._is_due() else []
+        outputs, turn = self._step() if self._engine.has_work or self._is_due() else ([], NO_TURN)
         if outputs or self._refused:
             outputs, self._refused = self._refused + outputs, []
-            self._line.send(Outputs(tuple(outputs)))
+            self._line.send(Outputs(tuple(outputs), turn))
+
+    def _step(self) -> tuple[list[SequenceOutput], Turn]:
+        self._num_steps += 1
+        began_s = time.monotonic()
+        outputs = self._engine.step()
+        return outputs, Turn(self._num_steps, began_s, time.monotonic())
 
     def _patience_s(self) -> float | None:
         """How long to wait for commands: not at all while something can run."""

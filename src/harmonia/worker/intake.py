@@ -25,6 +25,7 @@ from harmonia.worker.chat import template_args, template_messages, template_tool
 from harmonia.worker.detokenize import Detokenizer, TokenTable
 from harmonia.worker.grammar import Compiled, GrammarCompiler
 from harmonia.worker.samples import Sample, read_sample, sample_chars
+from harmonia.worker.spans import RequestSpans
 from harmonia.worker.stops import check_stops
 from harmonia.worker.streams import Client, Embedding, Generation, Scoring, Streams
 from harmonia.worker.threads import ThreadTokenizer, num_chars
@@ -112,6 +113,7 @@ class Intake:
         work = Generation(
             request.id, client, arrival_s, prompt_ids=ids, answers=answers, stream=request.stream, drafts=drafts
         )
+        work.spans = RequestSpans.of(request, arrival_s)
         sequences = [
             msgspec.structs.replace(
                 base, seq_id=self._streams.next_seq_id(), sampling=self._engine_sampling(sampling, index, room)
@@ -143,6 +145,7 @@ class Intake:
             for ids in prompts
         ]
         work = Embedding(request.id, client, arrival_s, num_tokens=sum(map(len, prompts)))
+        work.spans = RequestSpans.of(request, arrival_s)
         self._streams.start(work, sequences)
         return work
 

@@ -193,10 +193,24 @@ class Fatal(_Word, frozen=True):
     error: SequenceError
 
 
+class Turn(msgspec.Struct, frozen=True, array_like=True):
+    """The step that brought outputs."""
+
+    number: int = 0
+    """Counted from 1; 0: none, only refusals came."""
+    began_s: float = 0.0
+    """`time.monotonic()`, the same clock in all processes of a machine."""
+    ended_s: float = 0.0
+
+
+NO_TURN = Turn()
+
+
 class Outputs(_Word, frozen=True):
     """What one step brought."""
 
     outputs: tuple[SequenceOutput, ...]
+    turn: Turn = NO_TURN
 
 
 class Reply(_Word, frozen=True):

@@ -26,6 +26,7 @@ from harmonia.worker.link import (
     Ready,
     Reply,
     Start,
+    Turn,
     decode_events,
     pack,
 )
@@ -54,7 +55,7 @@ class Device(asyncio.Protocol):
         """Done when the model is loaded; holds the engine's description, or why loading failed."""
         self.lost = asyncio.Event()
         """Set when the process is gone."""
-        self.on_outputs: Callable[[Sequence[SequenceOutput]], None] = lambda outputs: None
+        self.on_outputs: Callable[[Sequence[SequenceOutput], Turn], None] = lambda outputs, turn: None
         """Called with what each step brought."""
 
     @staticmethod
@@ -148,8 +149,8 @@ class Device(asyncio.Protocol):
 
     def _take(self, event: Event) -> None:
         match event:
-            case Outputs(outputs):
-                self.on_outputs(outputs)
+            case Outputs(outputs, turn):
+                self.on_outputs(outputs, turn)
             case Reply(tag, value, error):
                 self._resolve(self._replies.get(tag), value, error)
             case Loading(tag, share):

@@ -12,7 +12,7 @@ from contextlib import suppress
 import msgspec
 from websockets.asyncio.server import ServerConnection
 
-from harmonia import log
+from harmonia import log, tracing
 from harmonia.config import AdapterSource, WorkerConfig
 from harmonia.errors import HarmoniaError, UnavailableError, WorkerLostError
 from harmonia.models.registry import ModelRegistry
@@ -36,10 +36,13 @@ def run(config: WorkerConfig, device_command: Sequence[str] = DEVICE_COMMAND) ->
     # Garbage on the socket is the sender's affair: one line, no traceback.
     logging.getLogger("websockets").setLevel(logging.CRITICAL)
     try:
+        tracing.configure("harmonia-worker")
         return asyncio.run(_serve(config, device_command))
     except HarmoniaError as error:
         _report_fatal(error)
         return EXIT_FATAL
+    finally:
+        tracing.close()
 
 
 def _report_fatal(error: HarmoniaError) -> None:

@@ -16,7 +16,8 @@ from harmonia.protocol.instances import Scored
 from harmonia.protocol.messages import Delta, Embedded, Failed, Finished, Usage
 from harmonia.worker.answers import Answer, ThreadDraft, joined
 from harmonia.worker.grammar import Grammar
-from harmonia.worker.link import Add, Command, Drop, Hold, Mask, Release
+from harmonia.worker.link import NO_TURN, Add, Command, Drop, Hold, Mask, Release, Turn
+from harmonia.worker.spans import RequestSpans
 
 _log = log.get_logger(__name__)
 
@@ -46,6 +47,8 @@ class Work:
         self.arrival_s = arrival_s
         self.live: set[int] = set()
         """Its sequences that the engine still has."""
+        self.spans: RequestSpans | None = None
+        """Of a request that is traced."""
 
     def take(self, output: SequenceOutput) -> None:
         """One of its sequences gained something. Raises `HarmoniaError` to end the request."""
@@ -54,6 +57,12 @@ class Work:
     def begin(self, seq_ids: Sequence[int]) -> None:
         """Its sequences are these."""
         self.live = set(seq_ids)
+
+    def close(self, usage: Usage | None = None, error: str = "") -> None:
+        """It is over; its trace is told, once. error: a short name of why it was not answered."""
+        spans, self.spans = self.spans, None
+        if spans is not None:
+            spans.end(usage, error)
 
 
 class Generation(Work):
@@ -133,6 +142,7 @@ class Generation(Work):
         timings_ms = {**self._timings_ms, "total": self._age_ms()}
         threads = tuple(draft.thread() for draft in self._drafts)
         self.client.deliver(Finished(id=self.request_id, usage=usage, timings_ms=timings_ms, threads=threads))
+        self.close(usage)
 
     def _age_ms(self) -> float:
         return (time.monotonic() - self.arrival_s) * 1000
@@ -158,6 +168,7 @@ class Embedding(Work):
         if not self.live:
             usage = Usage(prompt_tokens=self._num_tokens, completion_tokens=0)
             self.client.deliver(Embedded(id=self.request_id, vectors=tuple(self._vectors.values()), usage=usage))
+            self.close(usage)
 
 
 class Scoring(Work):
@@ -206,9 +217,11 @@ class Streams:
         if work.live:
             self._device.send(Drop(tuple(work.live)))
         work.live.clear()
+        work.close(error="cancelled")
 
     def fail(self, work: Work, error: HarmoniaError) -> None:
         """Drop what is left of a request and tell its client why."""
+        work.close(error=error.code)
         self.cancel(work)
         work.client.deliver(failure(work.request_id, error))
 
@@ -227,13 +240,15 @@ class Streams:
         if work.live:
             self._device.send(Release(tuple(work.live)))
 
-    def take(self, outputs: Sequence[SequenceOutput]) -> None:
+    def take(self, outputs: Sequence[SequenceOutput], turn: Turn = NO_TURN) -> None:
         """Hand each output of a step to its request."""
         constrained: list[tuple[Generation, int, Grammar]] = []
         for output in outputs:
             work = self._owners.get(output.seq_id)
             if work is None:
                 continue  # cancelled, or ended here a step ago
+            if work.spans is not None:
+                work.spans.note(output, turn, len(outputs))
             try:
                 self._take(work, output)
             except HarmoniaError as error:
