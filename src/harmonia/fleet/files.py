@@ -40,3 +40,27 @@ async def inspect_model(uri: str, registry: Path) -> ModelFacts:
         raise answer.failure.error()
     assert answer.facts is not None
     return answer.facts
+
+
+async def remove_models(prefix: str, registry: Path) -> None:
+    """Remove the saved models of a registry whose keys begin so. UnavailableError says why it could not be done."""
+    if not registry.is_dir():
+        return
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",
+        "-m",
+        "harmonia.models.removal",
+        str(registry),
+        prefix,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        _, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    if process.returncode != 0:
+        raise UnavailableError(f"models {prefix}... could not be removed: {err.decode(errors='replace').strip()}")

@@ -9,12 +9,14 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from harmonia.config import WorkerConfig
+from harmonia.config.worker import CPU, cores_of
 from harmonia.log import get_logger
 from harmonia.protocol.fleet import WorkerFailure
 
@@ -56,13 +58,13 @@ class WorkerProcess:
             "harmonia.worker",
             "--config-json",
             msgspec.json.encode(config).decode(),
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, **_visible_gpus(config.place), **(environment or {})},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             # Its own session: Ctrl-C in a terminal reaches the server, which ends its workers in order.
             start_new_session=True,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=partial(_prepare, os.getpid(), cores_of(config.place)) if sys.platform == "linux" else None,
         )
         return cls(process, socket, on_line)
 
@@ -144,6 +146,19 @@ class WorkerProcess:
         self._on_line(line)
 
 
-def _die_with_parent() -> None:
+def _visible_gpus(place: str) -> dict[str, str]:
+    """The variables that show a worker the GPU of its place, and no other."""
+    if not place:
+        return {}
+    is_cpu = place.partition(":")[0] == CPU
+    order = os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # that of nvidia-smi, where nobody chose another
+    return {"CUDA_VISIBLE_DEVICES": "" if is_cpu else place, "CUDA_DEVICE_ORDER": order}
+
+
+def _prepare(parent: int, cores: Collection[int] | None) -> None:
     # Without this a killed server leaves its workers behind, holding the memory that the next start needs.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(REFUSED_EXIT_CODE)  # it was killed before the signal was asked for
+    if cores is not None:
+        os.sched_setaffinity(0, cores)

@@ -6,6 +6,9 @@ import asyncio
 import uuid
 from collections.abc import Collection
 
+import msgspec
+
+from harmonia import tracing
 from harmonia.errors import (
     DeadlineExceededError,
     HarmoniaError,
@@ -37,6 +40,9 @@ from harmonia.router.stickiness import Stickiness
 log = get_logger(__name__)
 
 LOADING_RETRY_S = 2
+CROWDED_FACTOR, CROWDED_FROM = 2, 8
+"""A session leaves the replica that has its cache when that one has so many times the requests of the least loaded, and
+so many more: then computing the conversation again costs less than waiting."""
 _RECONNECT_S = 0.2
 _WATCH_S = 600.0
 
@@ -115,16 +121,17 @@ class Router:
         return tuple(found.values())
 
     def pick(self, model: str, session_id: str | None = None, avoid: Collection[str] = ()) -> Replica:
-        """The replica for a request: the one that knows its session, else the least loaded, none of `avoid`."""
-        candidates = [item for item in self._taking() if model in item.keys and item.replica not in avoid]
-        if not candidates:
-            raise self._absent(model)
-        known = self._sticky.recall(session_id, model) if session_id else None
-        chosen = next((replica for replica in candidates if replica.replica == known), None)
-        if chosen is None:
-            chosen = min(candidates, key=lambda replica: replica.client.num_open)
-        if session_id:
-            self._sticky.remember(session_id, model, chosen.replica)
+        """The replica for a request, none of `avoid`: the one that knows its session, or the least loaded where none
+        does or that one is crowded."""
+        with tracing.span("choose worker") as span:
+            candidates = [item for item in self._taking() if model in item.keys and item.replica not in avoid]
+            if not candidates:
+                raise self._absent(model)
+            known = self._sticky.recall(session_id, model) if session_id else None
+            chosen = _chosen(candidates, known)
+            if session_id:
+                self._sticky.remember(session_id, model, chosen.replica)
+            span.note({"harmonia.replica": chosen.replica, "harmonia.replicas": len(candidates)})
         return chosen
 
     def find(self, replica: str) -> Replica | None:
@@ -141,10 +148,14 @@ class Router:
 
     def generate(self, replica: Replica, *requests: Generate) -> Stream:
         """Send requests to a replica; the stream holds the events of all."""
+        if trace := tracing.traceparent():
+            requests = tuple(msgspec.structs.replace(request, trace=trace) for request in requests)
         return replica.client.generate(*requests)
 
     async def embed(self, replica: Replica, request: Embed, timeout_s: float) -> Embedded:
         """Ask a replica for embeddings."""
+        if trace := tracing.traceparent():
+            request = msgspec.structs.replace(request, trace=trace)
         return await replica.client.request(request, Embedded, timeout_s)
 
     async def stats(self) -> list[tuple[Replica, Stats]]:
@@ -164,24 +175,27 @@ class Router:
         for replica in list(self._replicas.values()):
             await replica.client.request(message, Done, self._timeout_s)
 
-    async def load_adapter(self, key: str, path: str, backbone: str | None = None) -> ModelInfo:
-        """Load a PEFT folder under a key on every replica of a backbone."""
-        if self.serves(key):
-            raise InvalidRequestError(f"a model named {key!r} is loaded already; unload it first", field="key")
+    async def load_adapter(
+        self, key: str, path: str, backbone: str | None = None, only: str | None = None
+    ) -> ModelInfo:
+        """Load a PEFT folder under a key on every replica of a backbone, or on one of them."""
         backbone = backbone or self._only_backbone()
-        for replica in self._replicas_of(backbone):
+        replicas = [item for item in self._replicas_of(backbone) if only in (None, item.replica)]
+        if any(key in item.keys for item in (self._taking() if only is None else replicas)):
+            raise InvalidRequestError(f"a model named {key!r} is loaded already; unload it first", field="key")
+        for replica in replicas:
             await replica.client.request(LoadAdapter(id=_new_id(), key=key, path=path), Done, self._timeout_s)
             await self._refresh(replica)
         # A restarted worker begins without it.
         self._adapters[backbone, key] = path
         return next(model for model in self.models() if model.key == key)
 
-    async def unload_adapter(self, key: str) -> None:
-        """Free an adapter's slot on every replica."""
+    async def unload_adapter(self, key: str, only: str | None = None) -> None:
+        """Free an adapter's slot on every replica, or on one of them."""
         if all(model.key != key or model.parent is None for model in self.models()):
             names = ", ".join(model.key for model in self.models() if model.parent is not None) or "none"
             raise UnknownModelError(f"no adapter is named {key!r}; loaded: {names}", field="key")
-        for replica in [replica for replica in self._taking() if key in replica.keys]:
+        for replica in [item for item in self._taking() if key in item.keys and only in (None, item.replica)]:
             self._adapters.pop((replica.backbone, key), None)
             await replica.client.request(UnloadAdapter(id=_new_id(), key=key), Done, self._timeout_s)
             await self._refresh(replica)
@@ -281,6 +295,13 @@ class Router:
                 except InvalidRequestError as error:
                     log.error("adapter %s is not back after the restart: %s", key, error)
         await self._refresh(replica)
+
+
+def _chosen(candidates: list[Replica], known: str | None) -> Replica:
+    least = min(candidates, key=lambda replica: replica.client.num_open)
+    kept = next((replica for replica in candidates if replica.replica == known), least)
+    is_crowded = kept.client.num_open > CROWDED_FACTOR * least.client.num_open + CROWDED_FROM
+    return least if is_crowded else kept
 
 
 def _new_id() -> str:

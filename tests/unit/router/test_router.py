@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from harmonia.errors import InvalidRequestError, UnavailableError, UnknownModelError
+from harmonia.protocol.client import Stream
 from harmonia.protocol.fleet import WorkerState
 from harmonia.protocol.messages import Generate, LoadAdapter, TextPrompt
 from harmonia.router import Router
+from harmonia.router.router import CROWDED_FROM
 from tests.unit.server.scripted import Script, ScriptedWorker, StillFleet
 
 
@@ -49,6 +51,23 @@ async def test_least_loaded_first_then_sticky(routed: tuple[Router, StillFleet, 
     assert other is not first
     assert router.pick("tiny", "talk") is first
     stream.cancel()
+
+
+async def test_a_session_leaves_a_worker_that_is_crowded(
+    routed: tuple[Router, StillFleet, list[ScriptedWorker]],
+) -> None:
+    router, _, workers = routed
+    for worker in workers:
+        worker.script = Script(hang_after=0)
+    first = router.pick("tiny", "talk")
+    streams: list[Stream] = []
+    while router.pick("tiny", "talk") is first:
+        streams.append(router.generate(first, ask(f"r{len(streams)}")))
+        assert len(streams) < 100
+    assert len(streams) > CROWDED_FROM
+    for stream in streams:
+        stream.cancel()
+    assert router.pick("tiny", "talk") is not first, "its cache is where it went"
 
 
 async def test_unknown_model_names_the_known_ones(routed: tuple[Router, StillFleet, list[ScriptedWorker]]) -> None:
