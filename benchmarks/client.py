@@ -4,7 +4,7 @@ import json
 import select
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.work import Generation
@@ -26,22 +26,22 @@ class Answer:
         self.socket.sendall(request)
         self.first_s: float | None = None
         """When the first event was seen."""
-        self._received = bytearray()
+        self.received = bytearray()
 
     def receive(self) -> bool:
         """Take in what is there; false when the server has closed the connection, which it does at the end."""
         data = self.socket.recv(RECEIVE_BYTES)
-        self._received += data
-        if self.first_s is None and EVENT in self._received:
+        self.received += data
+        if self.first_s is None and EVENT in self.received:
             self.first_s = time.perf_counter()
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, LOW_WATER_BYTES)
         return bool(data)
 
     def num_events(self) -> int:
         """Return how many events came before the end marker; raises `BenchmarkError` where it is missing."""
-        if END not in self._received:
-            raise BenchmarkError(f"the server broke an answer off: {self._received[-500:].decode(errors='replace')}")
-        return self._received.count(EVENT) - 1
+        if END not in self.received:
+            raise BenchmarkError(f"the server broke an answer off: {self.received[-500:].decode(errors='replace')}")
+        return self.received.count(EVENT) - 1
 
 
 def generate(port: int, model: str, prompts: Sequence[list[int]], num_output: int) -> Generation:
@@ -65,9 +65,15 @@ def completion_request(model: str, prompt: list[int], num_output: int) -> bytes:
         "model": model, "prompt": prompt, "max_tokens": num_output,
         "temperature": 0, "ignore_eos": True, "stream": True,
     }  # fmt: skip
+    return post("/v1/completions", body)
+
+
+def post(path: str, body: Mapping[str, object], api_key: str | None = None) -> bytes:
+    """Return the bytes of a request after which the connection ends."""
     payload = json.dumps(body).encode()
+    authorization = f"Authorization: Bearer {api_key}\r\n" if api_key is not None else ""
     head = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n{authorization}"
         f"Content-Length: {len(payload)}\r\nConnection: close\r\n\r\n"
     )
     return head.encode() + payload

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable
+from itertools import groupby
 from statistics import median
 
 from rich.console import Console
@@ -141,6 +142,23 @@ CONTROL_COLUMNS = {
     "at most a second": "per_second",
     "holds": "ok",
 }
+OVERHEAD_COLUMNS = {
+    "database": "database",
+    "model": "model",
+    "n": "n",
+    "answers": "answers",
+    "requests/s": "requests_s",
+    "p50 ms": "p50_ms",
+    "added ms": "added_ms",
+    "first token": "added_first_ms",
+    "ratio": "ratio_median",
+    "min": "ratio_min",
+    "max": "ratio_max",
+    "CPU ms": "cpu_ms",
+    "more CPU": "cpu_share",
+    "holds": "ok",
+    "others": "other_cores",
+}
 COLUMNS = {
     "serve": SERVE_COLUMNS,
     "compare": COMPARE_COLUMNS,
@@ -154,17 +172,20 @@ COLUMNS = {
     "memory": MEMORY_COLUMNS,
     "perplexity": PERPLEXITY_COLUMNS,
     "control": CONTROL_COLUMNS,
+    "overhead": OVERHEAD_COLUMNS,
 }
 TITLES = {
     "memory": "Peak memory, planned and measured",
     "control": "Permission checks that arrive at random times",
+    "overhead": "Chats through the control plane, beside those through harmonia serve",
 }
 
 
 def emit(records: Iterable[Record], *, as_table: bool) -> None:
     """Write the records to standard output."""
     if as_table:
-        _print_table(list(records))
+        for _, alike in groupby(records, key=lambda record: record["kind"]):
+            _print_table(list(alike))
         return
     for record in records:
         sys.stdout.write(json.dumps(record) + "\n")
@@ -182,8 +203,6 @@ def machine_line(machine: Record) -> str:
 
 def _print_table(records: list[Record]) -> None:
     console = Console()
-    if not records:
-        return
     first = records[0]
     if first["kind"] == "machine":
         console.print(machine_line(first["machine"]), soft_wrap=True)

@@ -23,7 +23,12 @@ from benchmarks.work import Draw, Generation
 NAME = "model"
 POLL_S = 0.02
 # What a process of the tree is called, by the module that it runs.
-ROLES = {"harmonia.cli": "server", "harmonia.worker": "io", "harmonia.worker.device": "device"}
+ROLES = {
+    "harmonia.cli": "server",
+    "benchmarks.fronts": "server",
+    "harmonia.worker": "io",
+    "harmonia.worker.device": "device",
+}
 
 
 class Server(Side):
