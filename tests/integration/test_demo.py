@@ -8,13 +8,20 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from openai import OpenAI
 
-from harmonia.cli import demo_lesson
+from harmonia.cli import demo_lesson, demo_show
+from harmonia.cli.demo_job import losses_of
 from harmonia.cli.demo_lesson import make_lesson, num_right
+from harmonia.cli.demo_report import picture_place
+from harmonia.errors import InvalidRequestError
+from harmonia.sdk import Adaptive
 
 LINE = re.compile(r"([1-6][SML] [a-z ]+; ){1,3}(here|go)")
 UNSEEN = demo_lesson.UNSEEN_COFFEES + demo_lesson.UNSEEN_OTHERS
@@ -29,12 +36,40 @@ def roomy(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(*options: str) -> list[str]:
-    return [sys.executable, "-u", "-m", "harmonia.cli.demo", "--port", "0", *options]
+@contextmanager
+def running(folder: Path, *options: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """The demonstration with its temporary files in `folder`; killed at the end if it still runs."""
+    command = [sys.executable, "-u", "-m", "harmonia.cli.demo", *options]
+    environment = {**os.environ, "TMPDIR": str(folder), "COLUMNS": "160", **variables}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
-def run(*options: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*options), capture_output=True, text=True, timeout=timeout, check=False)
+def heard(process: subprocess.Popen[str], words: str) -> str:
+    """What it says until these words come."""
+    assert process.stdout
+    said = ""
+    while words not in said:
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+    return said
+
+
+def rest(process: subprocess.Popen[str]) -> str:
+    """What it says until it ends."""
+    assert process.stdout
+    return process.stdout.read()
+
+
+def left_in(folder: Path) -> list[str]:
+    """Names of the data folders that are still there."""
+    return [path.name for path in folder.glob("harmonia-demo-*")]
 
 
 # ------------------------------------------------------------------------------------------------------ the lesson
@@ -71,70 +106,101 @@ def test_only_the_whole_line_is_right() -> None:
     assert num_right(rows, [exact, spaced, cut]) == 2
 
 
+def test_losses_are_read_from_the_log_of_the_job() -> None:
+    log = """12:00:01 INFO    harmonia.worker.serve: serving
+   1   3.1%  train/loss 78.88  num_tokens 98  num_input_tokens 501  num_samples 8  lr 0.0004  num_dropped_samples 0
+   2   6.2%  train/loss 2e-05  num_tokens 10  num_input_tokens 485  num_samples 8  lr 0.0009  num_dropped_samples 0
+"""
+    assert losses_of(log) == [(1, pytest.approx(78.88 * 8 / 98)), (2, pytest.approx(1.6e-5))]
+
+
+# ------------------------------------------------------------------------------------------------- the data folder
+
+
+def test_the_data_folder_goes_unless_it_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with demo_show.data_folder(None) as folder:
+        (folder / "harmonia.db").touch()
+        assert folder.parent == tmp_path
+    assert not folder.exists()
+    with demo_show.data_folder(tmp_path / "mine") as folder:
+        (folder / "harmonia.db").touch()
+    assert (tmp_path / "mine" / "harmonia.db").exists()
+
+
+def test_a_data_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "harmonia.db").touch()
+    with pytest.raises(InvalidRequestError, match="harmonia up --data-dir"), demo_show.data_folder(tmp_path):
+        pass
+
+
+def test_a_full_disk_is_named_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(demo_show, "NEEDED_BYTES", 1 << 62)
+    with pytest.raises(InvalidRequestError, match="--data-dir names another place"), demo_show.data_folder(None):
+        pass
+    assert not left_in(tmp_path)
+
+
+def test_the_installed_model_is_found(smollm2: Path) -> None:
+    assert demo_show.bundled_model() == smollm2
+
+
+def test_a_picture_that_cannot_be_drawn_is_named_before_anything_starts() -> None:
+    with pytest.raises(InvalidRequestError, match="--picture names another place"):
+        picture_place(Path(os.devnull) / "loss.png")
+
+
 # ----------------------------------------------------------------------------------------------- the demonstration
 
 
-def test_it_talks_teaches_compares_and_draws(roomy: Path, tmp_path: Path) -> None:
-    picture = tmp_path / "new" / "loss.png"
-    shown = run("--once", "--model", str(roomy), "--rows", "16", "--picture", str(picture))
-    assert shown.returncode == 0, shown.stdout + shown.stderr
-    said = " ".join(shown.stdout.split())
-    assert said.count("tokens/s") == 2
-    assert "of 24 before" in said and "of 24 after" in said
-    assert re.search(r"step [12] ", said), "an answer of the adapter while it trains"
-    assert "6 answers were given while it learned" in said
-    assert "loss per token" in said and "loss.png" in said
-    assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def test_afterwards_anybody_can_ask_the_base_and_the_adapter(roomy: Path, tmp_path: Path) -> None:
-    options = ("--model", str(roomy), "--rows", "8", "--picture", str(tmp_path / "loss.png"))
-    with subprocess.Popen(command(*options), stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        try:
-            shown = ""
-            while "answer.choices" not in shown:
-                line = process.stdout.readline()
-                assert line, shown
-                shown += line
-            url = re.search(r"is served on (\S+)", shown)[1]
-            assert re.findall(r'"model":"(\w+)"', shown) == ["roomy", "barista"]
-            for model in ("roomy", "barista"):
-                body = {"model": model, "messages": [{"role": "user", "content": "A tea, please."}], "max_tokens": 4}
-                answer = httpx.post(f"{url}/chat/completions", json=body, timeout=60)
-                assert answer.json()["usage"]["completion_tokens"] > 0
-        finally:
-            process.send_signal(signal.SIGINT)
-        process.stdout.read()
-        assert process.wait(40) == 0
-
-
-def test_ctrl_c_ends_a_lesson(roomy: Path, tmp_path: Path) -> None:
-    options = ("--model", str(roomy), "--picture", str(tmp_path / "loss.png"))
-    with subprocess.Popen(command(*options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout and process.stderr
-        while "step 0" not in (line := process.stdout.readline()):
-            assert line, process.stderr.read()
+def test_it_talks_teaches_deploys_compares_draws_and_serves_on(roomy: Path, tmp_path: Path) -> None:
+    picture, elsewhere = tmp_path / "new" / "loss.png", tmp_path / "precious.db"
+    options = ("--port", "0", "--model", str(roomy), "--rows", "16", "--picture", str(picture))
+    with running(tmp_path, *options, ADAPTIVE_DB__URL=f"sqlite:///{elsewhere}") as process:
+        shown = heard(process, "Ctrl-C ends it")
+        said = " ".join(shown.split())
+        assert said.count("tokens/s") == 2
+        assert re.search(r"[1-9]\d* of \d+ prompt tokens came from the cache", said.split("Which river")[1])
+        assert re.search(r"step \d ", said), "an answer of the adapter while it learns"
+        assert re.search(r"\d+ answers were given by the base while it learned", said)
+        assert re.search(r"barista [│|] 24 [│|] 24 [│|] \d+%", said), "interactions and feedback"
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        url, api_key, job = re.search(
+            r'base_url="(http://[^"]+)/v1", api_key="(hk-[^"]+)".* job (\S+) --logs', said
+        ).groups()
+        with OpenAI(base_url=f"{url}/v1", api_key=api_key) as client:
+            question = [{"role": "user", "content": "A tea, please."}]
+            for model in ("default/roomy", "default/barista"):
+                answer = client.chat.completions.create(model=model, messages=question, max_tokens=4)
+                assert answer.usage.completion_tokens > 0
+        with Adaptive(url, api_key, "default") as adaptive:
+            assert adaptive.jobs.get(job).status == "COMPLETED"
+        assert httpx.get(f"{url}/api/v1/models").status_code == 401
         process.send_signal(signal.SIGINT)
-        shown = process.stdout.read() + process.stderr.read()
+        rest(process)
+        assert process.wait(40) == 0
+    assert not left_in(tmp_path) and not elsewhere.exists()
+
+
+def test_ctrl_c_ends_a_lesson_and_leaves_nothing(roomy: Path, tmp_path: Path) -> None:
+    options = ("--port", "0", "--model", str(roomy), "--picture", str(tmp_path / "loss.png"))
+    with running(tmp_path, *options) as process:
+        heard(process, "step ")
+        assert left_in(tmp_path)
+        process.send_signal(signal.SIGINT)
+        shown = rest(process)
         assert process.wait(40) == 130
-    assert "Traceback" not in shown and "All of it" not in shown
+    assert "Traceback" not in shown and "error" not in shown and "All of it" not in shown
+    assert not left_in(tmp_path)
 
 
-@pytest.mark.parametrize("busy", [True, False], ids=["port", "picture"])
-def test_what_cannot_work_is_said_at_once(roomy: Path, tmp_path: Path, busy: bool) -> None:
+def test_a_port_that_is_taken_is_said_at_once(roomy: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1]) if busy else "0"
-        place = tmp_path if busy else Path(os.devnull)
-        shown = run("--once", "--model", str(roomy), "--port", port, "--picture", str(place / "loss.png"), timeout=60)
-    assert shown.returncode == 1
-    assert "error (invalid_request)" in shown.stderr and ("--port" if busy else "--picture") in shown.stderr
-    assert not shown.stdout
-
-
-def test_two_questions_and_the_cache_saves_tokens(smollm2: Path) -> None:
-    shown = run("--once", "--rows", "0", "--model", str(smollm2), timeout=170)
-    assert shown.returncode == 0, shown.stderr
-    assert "Paris" in shown.stdout
-    assert shown.stdout.count("tokens/s") == 2
-    assert " 0 of" not in shown.stdout.split("Which river")[1]
+        port = str(taken.getsockname()[1])
+        options = ("--once", "--port", port, "--model", str(roomy), "--picture", str(tmp_path / "loss.png"))
+        with running(tmp_path, *options) as process:
+            shown = rest(process)
+            assert process.wait(60) == 1
+    assert shown.startswith("error (invalid_request)") and f"port {port}" in shown and "--port" in shown, shown
+    assert not left_in(tmp_path)

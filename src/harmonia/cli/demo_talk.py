@@ -1,4 +1,4 @@
-"""The demonstration's conversation: questions over HTTP, as any client of the server asks them."""
+"""The demonstration's conversation: questions over HTTP, as any client of OpenAI's interface asks them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from harmonia.protocol.base import JsonObject
 
 QUESTIONS = ("What is the capital of France, and what is it known for?", "Which river flows through it?")
 MAX_TOKENS = 160
+ANSWER_TOKENS = 32
+"""Enough for the longest line of the lesson, and to see what the base makes of an order."""
 _TIMEOUT_S = 300.0
 
 
@@ -21,6 +23,8 @@ class Turn(msgspec.Struct, kw_only=True):
     """One answer and what it took."""
 
     text: str = ""
+    completion_id: str = ""
+    """What the server knows it by."""
     first_s: float = 0.0
     total_s: float = 0.0
     prompt_tokens: int = 0
@@ -34,15 +38,15 @@ class Turn(msgspec.Struct, kw_only=True):
 
 
 class People:
-    """Whoever talks to the server."""
+    """Whoever talks to the models of a project."""
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
+    def __init__(self, http: httpx.AsyncClient, project: str) -> None:
         self._http = http
+        self._project = project
 
-    async def ask(self, model: str, question: str, max_tokens: int) -> str:
+    async def ask(self, model: str, question: str) -> Turn:
         """What a model answers, greedily. httpx.HTTPError with the server's words if it does not."""
-        turn = await self._answer(model, [{"role": "user", "content": question}], {"max_tokens": max_tokens})
-        return turn.text
+        return await self._answer(model, [{"role": "user", "content": question}], {"max_tokens": ANSWER_TOKENS})
 
     async def converse(self, model: str, console: Console) -> None:
         """Ask the two questions in one session; print the answers as they come."""
@@ -73,7 +77,7 @@ class People:
         on_text: Callable[[str], None] = lambda _: None,
     ) -> Turn:
         body = {
-            "model": model,
+            "model": f"{self._project}/{model}",
             "messages": messages,
             "temperature": 0,
             "stream": True,
@@ -94,29 +98,20 @@ class People:
         return turn
 
 
-def connect(url: str) -> httpx.AsyncClient:
+def connect(url: str, api_key: str) -> httpx.AsyncClient:
     """An HTTP client of the server."""
-    return httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S, trust_env=False)
-
-
-def snippet(url: str, model: str, question: str) -> str:
-    """How to ask from Python."""
-    return (
-        "from openai import OpenAI\n\n"
-        f'client = OpenAI(base_url="{url}/v1", api_key="none")\n'
-        "answer = client.chat.completions.create(\n"
-        f'    model="{model}", messages=[{{"role": "user", "content": "{question}"}}]\n'
-        ")\n"
-        "print(answer.choices[0].message.content)"
-    )
+    headers = {"Authorization": f"Bearer {api_key}"}
+    return httpx.AsyncClient(base_url=url, headers=headers, timeout=_TIMEOUT_S, trust_env=False)
 
 
 def _take(turn: Turn, chunk: JsonObject) -> str:
     """Add an event to the answer; its text."""
     if "error" in chunk:
         raise httpx.HTTPError(chunk["error"]["message"])
-    text = "".join(choice["delta"]["content"] for choice in chunk["choices"])
+    text = "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
     turn.text += text
+    for choice in chunk["choices"]:
+        turn.completion_id = choice.get("completion_id") or turn.completion_id
     usage = chunk.get("usage")
     if usage is not None:
         turn.prompt_tokens, turn.completion_tokens = usage["prompt_tokens"], usage["completion_tokens"]
