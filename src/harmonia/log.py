@@ -50,17 +50,26 @@ def get_logger(name: str) -> logging.Logger:
 def configure(level: str | None = None, style: str | None = None) -> None:
     """Send the project's log, and what the HTTP server says, to standard error, once per process.
 
-    level: a name of `logging`; defaults to the environment's `ADAPTIVE_LOG_LEVEL`, then INFO. style: `text` or `json`;
-    defaults to `ADAPTIVE_LOG_FORMAT`, then text. `ValueError` for others.
+    level: a name of `logging`; defaults to the environment's `ADAPTIVE_LOG_LEVEL`, `ADAPTIVE_LOGGING_LEVEL`, then INFO.
+    style: `text` or `json`; defaults to `ADAPTIVE_LOG_FORMAT`, then text. `ValueError` for others.
     """
     style = style or os.environ.get("ADAPTIVE_LOG_FORMAT", "text").lower()
     if style not in FORMATS:
         raise ValueError(f"ADAPTIVE_LOG_FORMAT is {style!r}; give one of {', '.join(FORMATS)}")
     root = logging.getLogger("harmonia")
-    root.setLevel((level or os.environ.get("ADAPTIVE_LOG_LEVEL", "INFO")).upper())
+    wanted = level or os.environ.get("ADAPTIVE_LOG_LEVEL") or os.environ.get("ADAPTIVE_LOGGING_LEVEL") or "INFO"
+    root.setLevel(wanted.upper())
     if not root.handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(_Json() if style == "json" else _Text(_TEXT, datefmt="%H:%M:%S"))
         for logger in (root, logging.getLogger("uvicorn")):
             logger.addHandler(handler)
             logger.propagate = False
+
+
+def attach(name: str) -> None:
+    """Let what a library says go where the project's log goes."""
+    logger = logging.getLogger(name)
+    if not logger.handlers:
+        logger.handlers = list(logging.getLogger("harmonia").handlers)
+        logger.propagate = not logger.handlers

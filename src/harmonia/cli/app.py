@@ -8,7 +8,6 @@ app = typer.Typer(
     name="harmonia",
     help="One runtime that trains and serves language models.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )

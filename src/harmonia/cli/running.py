@@ -36,13 +36,11 @@ class Running:
     The HTTP side answers from the start, with 503 until the model is ready.
     """
 
-    def __init__(self, worker: WorkerConfig, server: ServerConfig, console: Console | None = None) -> None:
-        """console: where to show progress; the workers' routine messages are left out when it is given."""
-        self._quiet = console is not None
+    def __init__(self, worker: WorkerConfig, server: ServerConfig) -> None:
         self._loading = True
         self.worker = worker
         self.server = server
-        self.console = console or Console(stderr=True)
+        self.console = Console(stderr=True)
         self._socket = bind(server.server.host, server.server.port)
         self.port: int = self._socket.getsockname()[1]
         self._fleet = LocalFleet(self._echo)
@@ -108,8 +106,7 @@ class Running:
 
     def _echo(self, line: str) -> None:
         """Pass a worker's log on, except what the spinner shows already."""
-        shown = self._loading and self.console.is_terminal
-        if not (_ROUTINE.match(line) and (self._quiet or shown)):
+        if not (self._loading and self.console.is_terminal and _ROUTINE.match(line)):
             sys.stderr.write(line + "\n")
 
     def _say(self, line: str) -> None:
@@ -129,9 +126,9 @@ class Running:
         print_error(self.console, error)
 
 
-def curl(url: str, model: str, api_keys: tuple[str, ...], question: str = EXAMPLE_QUESTION) -> str:
+def curl(url: str, model: str, api_keys: tuple[str, ...]) -> str:
     """A command that asks the server something."""
-    body = {"model": model, "messages": [{"role": "user", "content": question}], "stream": True}
+    body = {"model": model, "messages": [{"role": "user", "content": EXAMPLE_QUESTION}], "stream": True}
     key = f' -H "Authorization: Bearer {api_keys[0]}"' if api_keys else ""
     return (
         f'curl -N {url}/v1/chat/completions -H "Content-Type: application/json"{key} \\\n'

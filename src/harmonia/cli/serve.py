@@ -10,7 +10,7 @@ import typer
 import uvloop
 from rich.console import Console
 
-from harmonia import log
+from harmonia import log, tracing
 from harmonia.cli.app import app
 from harmonia.cli.options import (
     DEFAULTS,
@@ -105,6 +105,7 @@ def serve(
 async def run(worker: WorkerConfig, server: ServerConfig) -> int:
     """Serve until a signal; the exit code."""
     try:
+        tracing.configure("harmonia")
         running = Running(worker, server)
     except HarmoniaError as error:
         print_error(Console(stderr=True), error)
@@ -114,6 +115,7 @@ async def run(worker: WorkerConfig, server: ServerConfig) -> int:
             return 1
         running.show_address()
         await running.wait_end()
+    tracing.close()
     return 0
 
 

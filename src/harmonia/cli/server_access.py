@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from harmonia.cli import server_completion
 from harmonia.cli.tables import print_error
 from harmonia.errors import HarmoniaError
 from harmonia.sdk import Adaptive
@@ -21,7 +22,12 @@ PANEL = "Commands for a server"
 
 ProjectOption = Annotated[
     str | None,
-    typer.Option("--project", "-p", help="Key or id; $DEFAULT_PROJECT or that of `harmonia config` unless given."),
+    typer.Option(
+        "--project",
+        "-p",
+        help="Key or id; $DEFAULT_PROJECT or that of `harmonia config` unless given.",
+        autocompletion=server_completion.projects,
+    ),
 ]
 
 

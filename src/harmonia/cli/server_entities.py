@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
+from harmonia.cli import server_completion
 from harmonia.cli.app import app
 from harmonia.cli.server_access import PANEL, ProjectOption, moment, server, show, show_one
 from harmonia.errors import EntityNotFoundError, HarmoniaError, InvalidRequestError
@@ -90,7 +91,10 @@ def recipes(project: ProjectOption = None) -> None:
 
 @app.command(rich_help_panel=PANEL)
 def schema(
-    recipe: Annotated[str, typer.Argument(help="Key or id.", show_default=False)], project: ProjectOption = None
+    recipe: Annotated[
+        str, typer.Argument(help="Key or id.", show_default=False, autocompletion=server_completion.recipes)
+    ],
+    project: ProjectOption = None,
 ) -> None:
     """Print the JSON schema of a recipe's arguments."""
     with server(project) as adaptive:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from harmonia.cli import server_completion
 from harmonia.cli.app import app
 from harmonia.cli.recipe_flags import overlay, parse_flags, print_help, read_values
 from harmonia.cli.server_access import PANEL, ProjectOption, duration, moment, server, show, show_one
@@ -26,17 +28,28 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id.", show_default=Fa
 # What is no option of this command is one of the recipe.
 @app.command(rich_help_panel=PANEL, context_settings={"ignore_unknown_options": True})
 def launch(
-    recipe: Annotated[str, typer.Argument(help="Key or id of a recipe of the server.", show_default=False)],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="Key or id of a recipe of the server.", show_default=False, autocompletion=server_completion.recipes
+        ),
+    ],
     parameters: Annotated[
         list[str] | None,
         typer.Argument(metavar="--PARAMETER VALUE", help="The recipe's own; `-- --help` lists them."),
     ] = None,
     project: ProjectOption = None,
     config: Annotated[
-        Path | None, typer.Option("--config", dir_okay=False, help="Parameters in a file of JSON; flags override it.")
+        Path | None,
+        typer.Option(
+            "--config", "--parameters", dir_okay=False, help="A JSON file with parameters; flags override it."
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option("--name", "-n", help="Of the job.")] = None,
-    compute_pool: Annotated[str | None, typer.Option("--compute-pool", "-c", help="Where it runs.")] = None,
+    compute_pool: Annotated[
+        str | None,
+        typer.Option("--compute-pool", "-c", help="Where it runs.", autocompletion=server_completion.compute_pools),
+    ] = None,
     gpus: Annotated[int, typer.Option("--gpus", "-g", min=0, help="How many it takes.")] = 1,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until it has ended.")] = False,
 ) -> None:
@@ -57,9 +70,9 @@ def launch(
         args = overlay({} if config is None else read_values(config), parse_flags(found.json_schema, words))
         job = adaptive.jobs.run(found.id, gpus, args, name, compute_pool=compute_pool)
         if follow:
-            job = _followed(adaptive, job)
-        _show(job)
-        _exit_if_failed(job)
+            job = followed(adaptive, job)
+        show_job(job)
+        exit_if_failed(job)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -70,23 +83,31 @@ def job(
 ) -> None:
     """Show a job of a server: its state, its stages, its error."""
     with server() as adaptive:
-        found = adaptive.jobs.get(job_id)
+        found = adaptive.jobs.get(_checked_id(job_id))
         if found is None:
-            raise EntityNotFoundError(f"there is no job {job_id!r}; `harmonia jobs --server` lists them", entity="job")
+            raise _not_found(job_id)
         if follow:
-            found = _followed(adaptive, found)
+            found = followed(adaptive, found)
         if logs:
             print(adaptive.jobs.logs(found.id), end="")
         else:
-            _show(found)
-        _exit_if_failed(found)
+            show_job(found)
+        exit_if_failed(found)
 
 
 @app.command(rich_help_panel=PANEL)
 def cancel(job_id: JobId) -> None:
     """Stop a job of a server."""
     with server() as adaptive:
-        _show(adaptive.jobs.cancel(job_id))
+        show_job(adaptive.jobs.cancel(_checked_id(job_id)))
+
+
+def _checked_id(job_id: str) -> str:
+    """The id, if it can be one; EntityNotFoundError says how to list them."""
+    try:
+        return str(uuid.UUID(job_id))
+    except ValueError as error:
+        raise _not_found(job_id) from error
 
 
 def list_jobs(project: str | None, last: int) -> None:
@@ -121,7 +142,7 @@ class _Watch:
             self._told = line
 
 
-def _followed(adaptive: Adaptive, job: Job) -> Job:
+def followed(adaptive: Adaptive, job: Job) -> Job:
     """The job when it has ended; Ctrl-C ends the waiting only."""
     try:
         return adaptive.jobs.wait(job, on_progress=_Watch())
@@ -130,7 +151,8 @@ def _followed(adaptive: Adaptive, job: Job) -> Job:
         raise typer.Exit(INTERRUPTED) from interrupt
 
 
-def _show(job: Job) -> None:
+def show_job(job: Job) -> None:
+    """How a job fares."""
     fields: dict[str, object] = {
         "job": job.id,
         "name": job.name,
@@ -143,14 +165,19 @@ def _show(job: Job) -> None:
     show_one(job.id, fields)
 
 
+def _not_found(job_id: str) -> EntityNotFoundError:
+    return EntityNotFoundError(f"there is no job {job_id!r}; `harmonia jobs --server` lists them", entity="job")
+
+
 def _stage(stage: Stage) -> str:
     total = None if stage.info is None else stage.info.total_num_samples
     done = None if stage.info is None else stage.info.processed_num_samples
-    samples = f" {done or 0} of {total} samples" if total is not None else ""
+    samples = f" {done or 0} of {total}" if total is not None else ""
     return f"{stage.name} {stage.status.lower()}{samples}"
 
 
-def _exit_if_failed(job: Job) -> None:
+def exit_if_failed(job: Job) -> None:
+    """Tell why, and end with code 1."""
     if job.status == "FAILED":
         Console(stderr=True).print(job.error or "the job does not say why it failed", markup=False, soft_wrap=True)
         raise typer.Exit(1)

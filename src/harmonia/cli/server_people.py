@@ -109,10 +109,14 @@ def describe_user(user: UserArgument) -> None:
 
 
 @users.command("list")
-def list_users() -> None:
+def list_users(
+    kind: Annotated[
+        Literal["human", "system"] | None, typer.Option("--type", "-t", help="People, or accounts for programs, only.")
+    ] = None,
+) -> None:
     """Everybody."""
     with server() as adaptive:
-        found = adaptive.users.list()
+        found = [user for user in adaptive.users.list() if kind in (None, user.user_type.lower())]
         rows = {user.id: (user.email, user.name, user.user_type.lower(), _teams_of(user)) for user in found}
         show(rows, ("e-mail", "name", "type", "teams"))
 

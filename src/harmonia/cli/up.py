@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
+import signal
 import socket
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from rich.console import Console
 from rich.markup import escape
 
-from harmonia import log
+from harmonia import log, tracing
 from harmonia.cli import first_models
 from harmonia.cli.app import app
 from harmonia.cli.tables import print_error
@@ -26,6 +26,7 @@ from harmonia.errors import HarmoniaError, InvalidRequestError
 from harmonia.server import InternalListener, Listener, bind
 from harmonia.server.control import create_control_app, create_internal_app
 from harmonia.server.db import migrate
+from harmonia.server.db.alone import sole_holder, sole_server
 from harmonia.server.db.database import Database
 from harmonia.server.services.services import Services
 from harmonia.server.settings import read_control_config, variables
@@ -61,6 +62,8 @@ and then, in Python:
 Every setting is a variable, over which options go; lists are JSON.
 
   {", ".join([*variables(), "ADAPTIVE_LOG_LEVEL", "ADAPTIVE_LOG_FORMAT (text or json)"])}
+
+Traces of requests go to the OpenTelemetry collector that OTEL_EXPORTER_OTLP_ENDPOINT names (with the extra `otel`).
 """
 
 
@@ -68,7 +71,9 @@ Every setting is a variable, over which options go; lists are JSON.
 def up(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL]...", help="Hugging Face folders or GGUF files.", show_default=False),
+        typer.Argument(
+            metavar="[MODEL]...", help="Hugging Face folders, GGUF files, or names of its hub.", show_default=False
+        ),
     ] = None,
     database: Annotated[
         str | None,
@@ -99,10 +104,13 @@ def up(
         _configure_log()
         config = control_config(os.environ, database, data_dir, host, port)
         admin = admin or next(iter(config.auth.admins), DEFAULT_ADMIN)
-        code = uvloop.run(run(config, admin, first_models.located(models or ())))
+        tracing.configure("harmonia")
+        code = uvloop.run(run(config, admin, first_models.found(models or ())))
     except HarmoniaError as error:
         print_error(Console(stderr=True), error)
         raise typer.Exit(1) from error
+    finally:
+        tracing.close()
     raise typer.Exit(code)
 
 
@@ -126,42 +134,111 @@ def control_config(
     return read_control_config(environment, **overrides)
 
 
-async def run(config: ControlConfig, admin: str, models: Sequence[Path] = ()) -> int:
+async def run(config: ControlConfig, admin: str, models: Sequence[Path | str] = ()) -> int:
     """Serve until a signal; the exit code.
 
     admin: the address of whom the first start makes an admin. models: to be deployed into the project `default`.
     """
     console = Console(stderr=True)
+    async with started(config, admin) as plane:
+        if plane.api_key is not None:
+            console.print(f"API key of {escape(admin)}, shown only now: [bold]{plane.api_key}[/bold]", soft_wrap=True)
+        if await plane.meanwhile(plane.wait_listening()):
+            console.print(f"[green]ready[/green] at [bold]{plane.url}[/bold], data in {escape(str(config.folder))}")
+            await plane.meanwhile(welcome(console, plane, models))
+        await plane.wait_end()
+    return 0 if plane.has_listened else 1
+
+
+class Plane:
+    """A control plane that runs; made by `started`."""
+
+    def __init__(self, services: Services, listener: Listener, url: str, api_key: str | None) -> None:
+        self.services = services
+        self.url = url
+        """Where it answers."""
+        self.api_key = api_key
+        """The admin's, of whom it has just made; else None."""
+        self._listener = listener
+        self._serving: asyncio.Task[None] | None = None
+
+    @property
+    def has_listened(self) -> bool:
+        """Whether it ever answered."""
+        return self._listener.started
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether a signal, or `stop`, has told it to end."""
+        return self._listener.should_exit
+
+    def start(self, listening: socket.socket) -> None:
+        """Begin to answer."""
+        self._serving = asyncio.create_task(self._listener.serve([listening]))
+
+    async def wait_listening(self) -> None:
+        """Returns when it answers."""
+        await self._listener.wait_listening()
+
+    async def meanwhile(self, work: Coroutine[None, None, None]) -> bool:
+        """Whether work ends before serving does; else it is cancelled."""
+        task = asyncio.create_task(work)
+        await asyncio.wait((task, self._until_end()), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            return False
+        task.result()
+        return True
+
+    async def wait_end(self) -> None:
+        """Serve until a signal, or until `stop`."""
+        await asyncio.shield(self._until_end())
+
+    def stop(self) -> None:
+        """Let it end as the first signal does."""
+        self._listener.should_exit = True
+
+    def _until_end(self) -> asyncio.Task[None]:
+        assert self._serving is not None
+        return self._serving
+
+
+@asynccontextmanager
+async def started(config: ControlConfig, admin: str) -> AsyncIterator[Plane]:
+    """A control plane that begins to answer, and ends with the context.
+
+    admin: the address of whom the first start makes an admin. HarmoniaError if the port, the folder or the database
+    cannot be used.
+    """
     make_folder(config.folder)
     with alone_in(config.folder), bind(config.server.host, config.server.port) as listening:
         config = config.at_port(listening.getsockname()[1])
-        database = await opened(config)
-        services = Services(config, database)
-        api_key = await services.people.bootstrap(admin)
-        if api_key is not None:
-            console.print(f"API key of {escape(admin)}, shown only now: [bold]{api_key}[/bold]", soft_wrap=True)
-        application = create_control_app(services)
-        listener = Listener(application, config, services.serving.router, websockets=True)
-        async with operators(application, config):
-            serving = asyncio.create_task(listener.serve([listening]))
-            if await first_of(listener.wait_listening(), serving):
-                address = _url(config, listening)
-                console.print(f"[green]ready[/green] at [bold]{address}[/bold], data in {escape(str(config.folder))}")
-                await first_of(welcome(console, services, address, api_key, models), serving)
-            await serving
-    return 0 if listener.started else 1
+        async with opened(config, _end) as database:
+            services = Services(config, database)
+            api_key = await services.people.bootstrap(admin)
+            application = create_control_app(services)
+            listener = Listener(
+                application,
+                config,
+                services.serving.router,
+                websockets=True,
+                before_end=services.job_runner.put_off,
+            )
+            plane = Plane(services, listener, _url(config, listening), api_key)
+            async with operators(application, config):
+                plane.start(listening)
+                try:
+                    yield plane
+                finally:
+                    plane.stop()
+                    await plane.wait_end()
 
 
-async def first_of(work: Coroutine[None, None, None], serving: asyncio.Task[None]) -> bool:
-    """Whether work ends before serving does; else it is cancelled."""
-    task = asyncio.create_task(work)
-    await asyncio.wait((task, serving), return_when=asyncio.FIRST_COMPLETED)
-    if not task.done():
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        return False
-    task.result()
-    return True
+def _end(reason: str) -> None:
+    """End as a signal would: the database is no longer this server's own."""
+    log.get_logger(__name__).critical("%s; this server ends", reason)
+    signal.raise_signal(signal.SIGTERM)
 
 
 @asynccontextmanager
@@ -193,38 +270,31 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Holds the data folder; raises `InvalidRequestError` while another server does. The lock goes with the process."""
-    with (folder / "lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InvalidRequestError(
-                f"a server runs with the data folder {folder} already; stop it, or name another with --data-dir",
-                field="data_dir",
-            ) from error
-        yield
+def alone_in(folder: Path) -> AbstractContextManager[None]:
+    """Holds the data folder; raises `InvalidRequestError` while another server does."""
+    return sole_holder(folder / "lock", f"the data folder {folder}", "stop it, or name another with --data-dir")
 
 
-async def opened(config: ControlConfig) -> Database:
-    """The database with tables that are up to date."""
+@asynccontextmanager
+async def opened(config: ControlConfig, lost: Callable[[str], None]) -> AsyncIterator[Database]:
+    """The database, for this server alone, with tables that are up to date. lost: see `sole_server`."""
     database = Database(config.database_address)
     try:
         await database.check()
-        await (migrate.upgrade if config.db.run_migrations else migrate.require_current)(database)
-    except BaseException:
+        async with sole_server(database, "stop it, or name another database with --database (ADAPTIVE_DB__URL)", lost):
+            await (migrate.upgrade if config.db.run_migrations else migrate.require_current)(database)
+            yield database
+    finally:
         await database.close()
-        raise
-    return database
 
 
-async def welcome(console: Console, services: Services, url: str, api_key: str | None, models: Sequence[Path]) -> None:
+async def welcome(console: Console, plane: Plane, models: Sequence[Path | str]) -> None:
     """Deploy the models, and print what to try. A model that cannot be deployed leaves the server running."""
     keys: list[str] = []
+    url, api_key = plane.url, plane.api_key
     if models:
         try:
-            keys = await first_models.deploy(services, models, lambda line: console.print(line, markup=False))
+            keys = await first_models.deploy(plane.services, models, lambda line: console.print(line, markup=False))
         except HarmoniaError as error:
             print_error(console, error)
     if api_key is None and not keys:

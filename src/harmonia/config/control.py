@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
@@ -168,6 +170,69 @@ class Notifications(_Section):
     this network."""
 
 
+class Hub(_Section):
+    """Where models are imported from."""
+
+    endpoint: str | None = Field(default=None, pattern=r"^https?://")
+    """Address of Hugging Face's hub or of a mirror of it; None: `HF_ENDPOINT`, else https://huggingface.co."""
+    imports: int = Field(default=2, gt=0)
+    """Models that are brought at the same time; further ones wait."""
+    spare_disk_bytes: int = Field(default=2 * 1024**3, ge=0)
+    """What must stay free on the disk of the model registry; an import that would not leave it is refused."""
+
+    @property
+    def address(self) -> str:
+        """Where the hub is."""
+        return (self.endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+class PoolSettings(_Section):
+    """Devices of this machine that belong together."""
+
+    key: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)
+    """How people name it."""
+    name: str | None = None
+    """What people see; None: the key."""
+    devices: tuple[str, ...] = Field(min_length=1)
+    """GPUs by number, as `nvidia-smi` counts them or as places in `CUDA_VISIBLE_DEVICES` if that is set; or `cpu`, or
+    some of its cores, `cpu:0-3`. Each is one device, and belongs to one pool at most."""
+    capabilities: tuple[Literal["INFERENCE", "JOB"], ...] = Field(default=("INFERENCE", "JOB"), min_length=1)
+    """What may run there."""
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _numbers_are_names(cls, devices: object) -> object:
+        if not isinstance(devices, list | tuple):
+            return devices
+        return [str(device) if type(device) is int else device for device in devices]
+
+
+class Compute(_Section):
+    """The devices of this machine."""
+
+    pools: tuple[PoolSettings, ...] = ()
+    """As a JSON list, the default pool first; none: one pool `default` of all GPUs, or of the CPU without any."""
+
+    @field_validator("pools")
+    @classmethod
+    def _are_apart(cls, pools: tuple[PoolSettings, ...]) -> tuple[PoolSettings, ...]:
+        keys = [pool.key for pool in pools]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"two pools have the same key: {', '.join(keys)}")
+        return pools
+
+
+class Jobs(_Section):
+    """Runs of recipes."""
+
+    max_restarts: int = Field(default=3, ge=0)
+    """How often a job goes on after a server that died while it ran; then it has failed."""
+    stop_seconds: float = Field(default=20.0, ge=0)
+    """How long running jobs may take to write a checkpoint when the server is told to stop."""
+    max_log_bytes: int = Field(default=64 * 1024 * 1024, gt=0)
+    """Of a job's output; what comes after is dropped."""
+
+
 class ControlConfig(ServerConfig):
     """Everything the control plane needs."""
 
@@ -185,6 +250,12 @@ class ControlConfig(ServerConfig):
     """`ADAPTIVE_GRADERS__*`."""
     notifications: Notifications = Notifications()
     """`ADAPTIVE_NOTIFICATIONS__*`."""
+    compute: Compute = Compute()
+    """`ADAPTIVE_COMPUTE__*`."""
+    hub: Hub = Hub()
+    """`ADAPTIVE_HUB__*`."""
+    jobs: Jobs = Jobs()
+    """`ADAPTIVE_JOBS__*`."""
     data_dir: Path = Path("~/.harmonia")
     """`ADAPTIVE_DATA_DIR`: database, files, models and secrets that were not put elsewhere."""
     model_registry: str | None = None

@@ -43,9 +43,30 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Milliseconds before a request without its first token is given up, queue time included."""
     max_grammar_bytes: int = 262_144
     """Largest JSON schema or grammar that a request may bring."""
+    place: str = ""
+    """The device that it gets when a fleet starts it: a GPU as `CUDA_VISIBLE_DEVICES` names it, `cpu`, or some cores,
+    such as `cpu:0-3,8`. Empty: all that the fleet has."""
 
     def registry_folder(self) -> Path:
         """Where saved models are."""
         data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
         chosen = self.registry or os.environ.get("HARMONIA_REGISTRY") or f"{data}/harmonia/registry"
         return Path(chosen).expanduser().absolute()
+
+
+CPU = "cpu"
+"""The place of a worker that gets no GPU."""
+
+
+def cores_of(place: str) -> frozenset[int] | None:
+    """The cores that a place `cpu:...` names; None for every other place. ValueError for what is no list of cores."""
+    kind, found, listed = place.partition(":")
+    if kind != CPU or not found:
+        return None
+    cores: set[int] = set()
+    for part in listed.split(","):
+        first, _, last = part.partition("-")
+        cores.update(range(int(first), int(last or first) + 1))
+    if not cores:
+        raise ValueError(f"{place!r} names no core")
+    return frozenset(cores)

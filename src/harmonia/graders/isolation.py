@@ -14,7 +14,7 @@ import resource
 import socket
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -88,18 +88,18 @@ def _set_limits(limits: Limits) -> None:
 
 
 def _drop_root(*, may_read: bool) -> None:
-    """Become nobody: root is exempt from the limit on processes.
+    """Become nobody: root is exempt from the limit on processes. Others lose what their user namespace gave them.
 
     may_read: keep the right to read what nobody may not, as the interpreter may be in root's own folder.
     """
-    if os.geteuid() != 0:
-        return
-    rights = _CAP_DAC_READ_SEARCH if may_read else 0
+    is_root = os.geteuid() == 0
+    rights = _CAP_DAC_READ_SEARCH if may_read and is_root else 0
     try:
-        _call(_libc.prctl, _PR_SET_KEEPCAPS, 1, 0, 0, 0)
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        if is_root:
+            _call(_libc.prctl, _PR_SET_KEEPCAPS, 1, 0, 0, 0)
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
         header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
         _call(_libc.capset, header, struct.pack("=6I", rights, rights, 0, 0, 0, 0))
     except OSError:  # root of a container that may not change its user; everything else holds for it all the same
@@ -135,6 +135,8 @@ _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
 _FIRST_RIGHTS = (1 << 13) - 1
 _LATER_RIGHTS = {2: 1 << 13, 3: 1 << 14, 5: 1 << 15}
 """By the version of the interface that brought them: linking elsewhere, truncating, device controls."""
+_CONNECTING, _SCOPES = 3, 3
+"""Opening ports and connecting to them; sockets by abstract names and signals, which then end at the process."""
 
 
 def _hide_files() -> bool:
@@ -143,7 +145,7 @@ def _hide_files() -> bool:
     if version < 1:
         return False
     rights = _FIRST_RIGHTS | sum(right for since, right in _LATER_RIGHTS.items() if version >= since)
-    rules = struct.pack("=Q", rights)
+    rules = struct.pack("=3Q", rights, _CONNECTING, _SCOPES)[: 24 if version >= 6 else 16 if version >= 4 else 8]
     ruleset = _call(_libc.syscall, _CREATE_RULESET, rules, ctypes.c_size_t(len(rules)), 0)
     try:
         for path in _readable():
@@ -181,14 +183,19 @@ _AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 """What the kernel calls the machines whose calls are known here."""
 _REFUSED: dict[str, tuple[int | None, int | None]] = {
     # name: number on x86-64, on 64-bit ARM
-    **{"socket": (41, 198), "connect": (42, 203)},
+    **{"socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "bind": (49, 200)},
     **{"clone": (56, 220), "clone3": (435, 435), "fork": (57, None), "vfork": (58, None)},
     **{"execve": (59, 221), "execveat": (322, 281)},
     **{"kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "pidfd_send_signal": (424, 424)},
+    **{"rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "process_madvise": (440, 440)},
     **{"pidfd_open": (434, 434), "pidfd_getfd": (438, 438), "ptrace": (101, 117)},
     **{"process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "prlimit64": (302, 261)},
     **{"setpriority": (141, 140), "sched_setscheduler": (144, 119), "sched_setaffinity": (203, 122)},
+    **{"sched_setparam": (142, 118), "sched_setattr": (314, 274), "ioprio_set": (251, 30), "setrlimit": (160, 164)},
     **{"mount": (165, 40), "umount2": (166, 39), "unshare": (272, 97), "setns": (308, 268)},
+    **{"chroot": (161, 51), "pivot_root": (155, 41), "open_tree": (428, 428), "move_mount": (429, 429)},
+    **{"fsopen": (430, 430), "fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433)},
+    **{"mount_setattr": (442, 442), "memfd_create": (319, 279), "memfd_secret": (447, 447), "kcmp": (312, 272)},
     **{"init_module": (175, 105), "finit_module": (313, 273), "bpf": (321, 280), "perf_event_open": (298, 241)},
     **{"chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452)},
     **{"chown": (92, None), "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54)},
@@ -199,6 +206,12 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     **{"add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219)},
     **{"shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180)},
 }
+_REFUSED_COMMANDS: dict[str, tuple[tuple[int, int], tuple[int, ...]]] = {
+    # F_SETOWN, F_SETSIG, F_SETOWN_EX; FIOSETOWN, SIOCSPGRP: who gets which signal when a file is ready
+    "fcntl": ((72, 25), (8, 10, 15)),
+    "ioctl": ((16, 29), (0x8901, 0x8902)),
+}
+"""By call: its numbers, and the second arguments that are refused."""
 _LOAD, _IF_EQUAL, _IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 _ALLOW, _REFUSE, _END = 0x7FFF0000, 0x00050001, 0x80000000
 """Let pass; fail with EPERM; end the process."""
@@ -216,7 +229,8 @@ def _filter_calls() -> bool:
     if machine not in _AUDIT:
         return False
     column = list(_AUDIT).index(machine)
-    code = _filter_code(_AUDIT[machine], [numbers[column] for numbers in _REFUSED.values()])
+    commands = {numbers[column]: refused for numbers, refused in _REFUSED_COMMANDS.values()}
+    code = _filter_code(_AUDIT[machine], [numbers[column] for numbers in _REFUSED.values()], commands)
     program = _Program(len(code) // 8, code)
     try:
         _call(_libc.prctl, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0)
@@ -225,24 +239,38 @@ def _filter_calls() -> bool:
     return True
 
 
-def _filter_code(audit: int, refused: Iterable[int | None]) -> bytes:
-    """Instructions for the kernel. The last three are: allow, refuse, end."""
+def _filter_code(audit: int, refused: Iterable[int | None], commands: Mapping[int, Sequence[int]]) -> bytes:
+    """Instructions for the kernel. The last three are: allow, refuse, end. commands: see `_REFUSED_COMMANDS`."""
     calls = [call for call in refused if call is not None]
     count = len(calls)
-
-    def step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
-        return struct.pack("=HBBI", code, if_true, if_false, value)
-
-    checks = [step(_IF_EQUAL, call, if_true=count - index) for index, call in enumerate(calls)]
+    checks = [_step(_IF_EQUAL, call, if_true=count - index) for index, call in enumerate(calls)]
+    decided = [step for call, values in commands.items() for step in _command_code(call, values)]
     return b"".join(
         [
-            step(_LOAD, 4),
-            step(_IF_EQUAL, audit, if_false=count + 4),
-            step(_LOAD, 0),
-            step(_IF_AT_LEAST, _OTHER_TABLE, if_true=count + 1),
+            _step(_LOAD, 4),
+            _step(_IF_EQUAL, audit, if_true=1),
+            _step(_RETURN, _END),
+            _step(_LOAD, 0),
+            *decided,
+            _step(_IF_AT_LEAST, _OTHER_TABLE, if_true=count + 2),
             *checks,
-            step(_RETURN, _ALLOW),
-            step(_RETURN, _REFUSE),
-            step(_RETURN, _END),
+            _step(_RETURN, _ALLOW),
+            _step(_RETURN, _REFUSE),
+            _step(_RETURN, _END),
         ]
     )
+
+
+def _command_code(call: int, refused: Sequence[int]) -> Iterable[bytes]:
+    """Instructions that decide about one call by its second argument; other calls go on behind them."""
+    count = len(refused)
+    yield _step(_IF_EQUAL, call, if_false=count + 3)
+    yield _step(_LOAD, 24)
+    for index, value in enumerate(refused):
+        yield _step(_IF_EQUAL, value, if_true=count - index)
+    yield _step(_RETURN, _ALLOW)
+    yield _step(_RETURN, _REFUSE)
+
+
+def _step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, if_true, if_false, value)

@@ -1,6 +1,7 @@
 """`python -m harmonia.models.facts MODEL REGISTRY`: what a model's files say, as one line of JSON. Imports no torch.
 
-For the control half, which reads no model files itself and can so never disagree with the engine about them.
+For the control half, which reads no model files itself and can so never disagree with the engine about them. Without
+REGISTRY only the configuration is read, of a folder whose weights may be missing yet.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from harmonia.errors import HarmoniaError, UnknownModelError
 from harmonia.models.adaptive_info import read_info
 from harmonia.models.checkpoint import SafetensorsFolder, open_safetensors
 from harmonia.models.gguf import GgufFile
+from harmonia.models.hf_config import read_config
 from harmonia.models.registry import ModelRegistry
 from harmonia.models.source import adapter_base, open_model
 from harmonia.protocol.facts import Answer, ModelFacts
@@ -64,10 +66,18 @@ def _place(base: str, registry: ModelRegistry) -> str:
         return base  # a name at Hugging Face, say
 
 
-def main(model: str, registry: str) -> None:
+def check_config(folder: Path) -> None:
+    """UnsupportedModelError for a model whose configuration says already that it cannot be run."""
+    if (folder / "config.json").is_file() and adapter_base(folder) is None:
+        read_config(folder)
+
+
+def main(model: str, registry: str | None = None) -> None:
     """Print an `Answer`."""
     try:
-        answer = Answer(facts=read_facts(model, ModelRegistry(Path(registry))))
+        if registry is None:
+            check_config(Path(model))
+        answer = Answer(facts=None if registry is None else read_facts(model, ModelRegistry(Path(registry))))
     except HarmoniaError as error:
         answer = Answer(failure=WorkerFailure(code=error.code, message=error.message, details=error.details))
     sys.stdout.buffer.write(msgspec.json.encode(answer))

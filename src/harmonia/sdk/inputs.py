@@ -12,21 +12,23 @@ from harmonia.errors import InvalidRequestError
 class Placement(TypedDict, total=False):
     """Where a model runs, and how long its users wait."""
 
-    compute_pools: Sequence[str]
-    """Keys of pools; several make it more reliable."""
-    max_ttft_ms: int
-    """Longest wait for the first token, queue included."""
+    compute_pools: Sequence[str] | None
+    """Keys of pools; several make it more reliable. None: any."""
+    max_ttft_ms: int | None
+    """Longest wait for the first token, queue included. None: the server's own bound."""
 
 
 class ComputeChanges(TypedDict, total=False):
-    """What one replica takes."""
+    """What one replica takes; None takes a setting back to its default."""
 
-    tp: int
+    tp: int | None
     """GPUs."""
-    kv_cache_len: int
+    kv_cache_len: int | None
     """Tokens of key/value cache."""
-    max_seq_len: int
+    max_seq_len: int | None
     """Longest prompt plus answer, in tokens."""
+    tokens_to_generate: int | None
+    """Longest answer to requests that do not say, in tokens."""
 
 
 class ModelFilter(TypedDict, total=False):
@@ -134,16 +136,17 @@ def camel(name: str) -> str:
     return re.sub(r"_(\w)", lambda match: match[1].upper(), name)
 
 
-def checked(values: Mapping[str, Any], kind: Any, argument: str) -> dict[str, Any]:
+def checked(values: Mapping[str, Any], kind: Any, argument: str, *, with_nulls: bool = False) -> dict[str, Any]:
     """A dictionary of that kind under the schema's names; InvalidRequestError for a name that it does not have.
 
-    kind: the TypedDict. argument: which one was given, for the message.
+    kind: the TypedDict. argument: which one was given, for the message. with_nulls: send None too, which then takes
+    something back to its default.
     """
     for name in values:
         if name not in kind.__annotations__:
             known = ", ".join(kind.__annotations__)
             raise InvalidRequestError(f"{argument} has no {name!r}; it takes {known}", field=argument)
-    return {camel(name): value for name, value in values.items() if value is not None}
+    return {camel(name): value for name, value in values.items() if with_nulls or value is not None}
 
 
 def label_pairs(labels: Mapping[str, str] | None) -> list[dict[str, str]] | None:

@@ -16,12 +16,14 @@ from harmonia.server.rest import (
     datasets,
     embeddings,
     gateway,
+    graders,
     interactions,
     jobs,
     login,
     monitoring,
     project_models,
     recipes,
+    selections,
     uploads,
 )
 from harmonia.server.rest.context import Context
@@ -73,6 +75,8 @@ def create_control_app(services: Services) -> FastAPI:
     app.include_router(uploads.router, prefix=REST)
     app.include_router(datasets.router, prefix=REST)
     app.include_router(interactions.router, prefix=REST)
+    app.include_router(selections.router, prefix=REST)
+    app.include_router(graders.router, prefix=REST)
     app.include_router(login.router, prefix=REST)
     install_handlers(app)
     return app

@@ -6,7 +6,7 @@ import asyncio
 import resource
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Protocol
@@ -26,6 +26,7 @@ RESERVED_FILES = 256
 """File descriptors kept for everything but HTTP connections."""
 BACKLOG = 4096
 _FORCE_AFTER_S = 3.0
+_FORCE_POLL_S = 0.1
 _PING_PATIENCE_S = 60.0
 _KEEP_ALIVE_S = 75
 
@@ -44,8 +45,17 @@ class Listener(uvicorn.Server):
     event.
     """
 
-    def __init__(self, app: FastAPI, config: ServerConfig, answers: Answers, *, websockets: bool = False) -> None:
-        """websockets: whether to accept them, for the gateway to workers."""
+    def __init__(
+        self,
+        app: FastAPI,
+        config: ServerConfig,
+        answers: Answers,
+        *,
+        websockets: bool = False,
+        before_end: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """websockets: whether to accept them, for the gateway to workers. before_end: what is done after the first
+        signal while requests are still answered; a second one interrupts it."""
         server = config.server
         super().__init__(
             uvicorn.Config(
@@ -65,6 +75,7 @@ class Listener(uvicorn.Server):
             )
         )
         self._answers = answers
+        self._before_end = before_end
         self._listening = asyncio.Event()
         self._grace_s = server.shutdown_grace_seconds
 
@@ -88,6 +99,8 @@ class Listener(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let open requests finish, and end them when the grace period is over."""
+        if self._before_end is not None:
+            await self._unless_forced(self._before_end())
         timer = asyncio.get_running_loop().call_later(self._grace_s, self._end_streams)
         try:
             await super().shutdown(sockets)
@@ -96,6 +109,16 @@ class Listener(uvicorn.Server):
         if self.force_exit:
             # uvicorn leaves it out then, and its task would end with a trace.
             await self.lifespan.shutdown()
+
+    async def _unless_forced(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        while not task.done() and not self.force_exit:
+            await asyncio.wait([task], timeout=_FORCE_POLL_S)
+        if not task.done():
+            task.cancel()
+        for failure in await asyncio.gather(task, return_exceptions=True):
+            if isinstance(failure, Exception):
+                log.error("the end could not be prepared", exc_info=failure)
 
     def _end_streams(self) -> None:
         self._answers.abort(UnavailableError("the server is shutting down; send the request again elsewhere"))

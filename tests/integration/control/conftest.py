@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,11 +99,21 @@ def plane(tmp_path: Path, database_address: str) -> Iterator[Plane]:
 
 
 @pytest.fixture
-def adaptive(plane: Plane) -> Adaptive:
+def adaptive(plane: Plane) -> Iterator[Adaptive]:
     """The published SDK as the admin."""
     from adaptive_sdk import Adaptive  # loads hypothesis, which must not happen while pytest collects
 
-    return Adaptive(base_url=plane.url, api_key=plane.api_key)
+    with contextlib.closing(Adaptive(base_url=plane.url, api_key=plane.api_key)) as client:
+        yield client
+
+
+@pytest.fixture
+def adaptive_as(plane: Plane) -> Iterator[Callable[[str], Adaptive]]:
+    """The published SDK with the API key of somebody else."""
+    from adaptive_sdk import Adaptive
+
+    with contextlib.ExitStack() as clients:
+        yield lambda api_key: clients.enter_context(contextlib.closing(Adaptive(base_url=plane.url, api_key=api_key)))
 
 
 @pytest.fixture

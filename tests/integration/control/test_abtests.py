@@ -21,7 +21,8 @@ from harmonia.server.services.abtests.abtests import ABTests, CampaignInfo, NewC
 from harmonia.server.services.abtests.report import COMPARISON, MIN_SCORES, Report
 from harmonia.server.services.access import Access, Caller
 from harmonia.server.services.interactions.feedback import Feedback, NewComparison, NewScore
-from harmonia.server.services.interactions.writer import Interaction, InteractionWriter
+from harmonia.server.services.interactions.interaction import Interaction
+from harmonia.server.services.interactions.writer import InteractionWriter
 from harmonia.server.services.metrics import BOOL, LOWER_IS_BETTER, SCALAR, MetricsRegistry, NewMetric
 from harmonia.server.services.people.people import People
 from harmonia.server.services.people.projects import NewProject, Projects

@@ -17,7 +17,6 @@ from harmonia.server.services import audit
 from harmonia.server.services.services import Services
 
 CHANGE_NOTHING = {
-    "import_hf_model": "refused with the remedy: this server reads folders and files",
     "validate_function_grader": "tries code out and keeps nothing",
     "test_notification": "sends a message on trial and keeps nothing",
     "test_remote_env": "asks another server whether it is there",

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from harmonia.cli.main import app
 from harmonia.config.control import ControlConfig
 from harmonia.sdk import Adaptive
+from harmonia.sdk.operations.jobs import CustomRecipeJobDetails
 from tests.integration.control.conftest import ADMIN, Plane
 
 PROJECT = "lab"
@@ -131,6 +132,55 @@ def test_people_roles_and_teams(harmonia: Harmonia, monkeypatch: pytest.MonkeyPa
     assert "red=writer" not in harmonia("team", "remove-member", "red", ada).stdout
     harmonia("user", "delete", robot)
     assert "there is no user" in harmonia("user", "describe", "nobody", exit_code=1).stderr
+
+
+def test_users_are_listed_by_their_type(harmonia: Harmonia, running: Plane) -> None:
+    (robot,) = ids(harmonia("user", "create", "listed", "-t", "system"))
+    people, programs = ids(harmonia("user", "list", "-t", "human")), ids(harmonia("user", "list", "--type", "system"))
+    assert robot in programs
+    assert not set(people) & set(programs)
+    assert set(people) | set(programs) == set(ids(harmonia("user", "list")))
+
+
+def test_what_is_no_id_of_a_job_is_told(harmonia: Harmonia) -> None:
+    for command in ("job", "cancel"):
+        assert "there is no job 'first'" in harmonia(command, "first", exit_code=1).stderr
+
+
+def test_parameters_come_from_a_file_and_published_recipes_from_a_pipe(
+    harmonia: Harmonia, running: Plane, recipe: Path, tmp_path: Path
+) -> None:
+    (published,) = ids(harmonia("publish", recipe, "-k", "piped"))
+    values = tmp_path / "values.json"
+    values.write_text('{"word": "hello", "steps": 2}')
+    (job,) = ids(harmonia("launch", published, "--parameters", values, "-n", "first", "--", "--steps", "7"))
+    with Adaptive(running.url, running.api_key) as admin:
+        found = admin.jobs.get(job)
+    assert found is not None
+    assert isinstance(found.details, CustomRecipeJobDetails)
+    assert (found.name, found.details.args) == ("first", {"word": "hello", "steps": 7})
+    harmonia("cancel", job)
+
+
+def offered(line: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What bash would offer for the last word of a line."""
+    monkeypatch.setenv("_HARMONIA_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split(" ")) - 1))
+    return CliRunner().invoke(app, []).output.split()
+
+
+def test_a_shell_completes_names_of_the_server(
+    harmonia: Harmonia, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harmonia("publish", recipe, "-k", "completed")
+    assert offered("harmonia schema comp", monkeypatch) == ["completed"]
+    assert "sft" in offered("harmonia launch ", monkeypatch)
+    assert offered("harmonia models --project l", monkeypatch) == [PROJECT]
+    assert offered("harmonia launch sft --compute-pool d", monkeypatch) == ["default"]
+    assert "launch" in offered("harmonia la", monkeypatch)
+    monkeypatch.setenv("ADAPTIVE_BASE_URL", "http://127.0.0.1:1")
+    assert offered("harmonia schema comp", monkeypatch) == []
 
 
 def test_settings_are_kept_and_the_environment_goes_before_them(

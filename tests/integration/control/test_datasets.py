@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +180,9 @@ def test_metrics_take_only_what_they_take(sdk: Adaptive, tmp_path: Path) -> None
     assert [(use.metric.key, use.score_count, use.comparison_count) for use in made.metrics_usage] == [("taste", 0, 1)]
 
 
-def test_who_may_see_and_who_may_change(plane: Plane, sdk: Adaptive, tmp_path: Path) -> None:
+def test_who_may_see_and_who_may_change(
+    plane: Plane, sdk: Adaptive, tmp_path: Path, adaptive_as: Callable[[str], Adaptive]
+) -> None:
     file = write(tmp_path / "rows.jsonl", ROW)
     made = sdk.datasets.upload(file, "rows")
     sdk.teams.create("readers", "Readers")
@@ -189,7 +191,7 @@ def test_who_may_see_and_who_may_change(plane: Plane, sdk: Adaptive, tmp_path: P
         sdk.users.create_service_account(name=team, teams_with_role=[(team, "read-only")]).api_key
         for team in ("readers", "strangers")
     ]
-    reader, stranger = (Adaptive(base_url=plane.url, api_key=key) for key in keys)
+    reader, stranger = (adaptive_as(key) for key in keys)
     sdk.projects.share("texts", "readers", "read-only")
     reader.datasets.download("rows", str(tmp_path / "read.jsonl"), project="texts")
     with pytest.raises(GraphQLClientGraphQLMultiError, match="dataset:create"):
@@ -199,8 +201,6 @@ def test_who_may_see_and_who_may_change(plane: Plane, sdk: Adaptive, tmp_path: P
     assert stranger.datasets.get("rows", project="texts") is None
     with pytest.raises(GraphQLClientGraphQLMultiError, match="dataset:read"):
         stranger.datasets.list(project="texts")
-    for client in (reader, stranger):
-        client.close()
     url = plane.url + made.download_url
     assert httpx.get(url, headers={"authorization": f"Bearer {keys[1]}"}).status_code == 403
     assert httpx.get(url).status_code == 401

@@ -8,9 +8,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -27,6 +28,8 @@ from harmonia.errors import InvalidRequestError, UnavailableError
 from harmonia.graders.exceptions import IgnoreGradeException
 from harmonia.server.db.graders import Grader
 from harmonia.server.services.graders.graders import Graders as Service
+from harmonia.server.services.graders.judging import Judges
+from harmonia.server.services.models.asking import Asking
 from harmonia.server.services.outbound import AddressGuard, ForbiddenAddressError, Outbound, OutboundError
 from harmonia.threads import StringThread
 from tests.integration.control.asking import data
@@ -226,10 +229,10 @@ def test_a_grader_made_anew_goes_on_with_its_metric(lab: Adaptive) -> None:
     assert lab.graders.create.custom(key="mine").metric.id == first.metric.id
 
 
-def test_only_those_who_may_make_graders(plane: Plane, lab: Adaptive) -> None:
+def test_only_those_who_may_make_graders(lab: Adaptive, adaptive_as: Callable[[str], Adaptive]) -> None:
     lab.graders.create.custom(key="mine")
     account = lab.users.create_service_account(name="bot", teams_with_role=[("default", "read-only")])
-    bot = Adaptive(base_url=plane.url, api_key=account.api_key)
+    bot = adaptive_as(account.api_key)
     bot.set_default_project("lab")
     assert [item.key for item in bot.graders.list()] == ["mine"]
     for attempt in (
@@ -267,7 +270,8 @@ def test_servers_outside_are_asked_what_they_are(lab: Adaptive, lengths: str) ->
 
 @pytest.fixture
 async def service(database: Any) -> Any:
-    service = Service(Graders(allow_private=True, remote_seconds=1, remote_batch=4, seconds=2), database)
+    settings = Graders(allow_private=True, remote_seconds=1, remote_batch=4, seconds=2)
+    service = Service(settings, database, Judges(cast(Asking, None)))
     yield service
     await service.close()
 
@@ -293,7 +297,7 @@ async def test_grades_that_do_not_come_say_why(service: Service) -> None:
     with pytest.raises(InvalidRequestError, match=r"'fails' failed: ZeroDivisionError.*mend its function"):
         await service.grade(Grader(key="fails", kind="FUNCTION", config={"source_code": fails}), THREAD)
     with pytest.raises(InvalidRequestError, match="only a recipe can run"):
-        await service.grade(Grader(key="judge", kind="JUDGE", config={}), THREAD)
+        await service.grade(Grader(key="own", kind="CUSTOM", config={}), THREAD)
 
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -411,7 +415,9 @@ async def test_a_name_that_changes_its_meaning_gains_nothing(
 
 
 def test_by_default_nothing_private_can_be_reached(tmp_path: Path, lengths: str) -> None:
-    with Plane(ControlConfig(data_dir=tmp_path)) as plane:
-        adaptive = Adaptive(base_url=plane.url, api_key=plane.api_key)
+    with (
+        Plane(ControlConfig(data_dir=tmp_path)) as plane,
+        closing(Adaptive(base_url=plane.url, api_key=plane.api_key)) as adaptive,
+    ):
         offline = adaptive.graders.test_external_endpoint(url=lengths)
         assert "ADAPTIVE_GRADERS__ALLOW_PRIVATE" in offline.error

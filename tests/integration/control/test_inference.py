@@ -160,6 +160,29 @@ def test_an_ab_test_chooses_the_model(sdk: Adaptive, client: OpenAI) -> None:
         client.chat.completions.create(model=PROJECT, messages=MESSAGES, extra_body={"ab_campaign": "moon"})
 
 
+def test_the_winner_of_an_ab_test_becomes_the_default(sdk: Adaptive, client: OpenAI) -> None:
+    sdk.feedback.register_key(PROJECT, "solved", "bool")
+    sdk.ab_tests.create("solving", "solved", ["tiny", "support"], traffic_split=0.5, auto_deploy=True)
+
+    def asked(**more: object) -> tuple[str, str]:
+        answer = client.chat.completions.create(model=PROJECT, messages=MESSAGES, max_tokens=1, extra_body=more)
+        return answer.model, answer.choices[0].completion_id
+
+    outside = client.chat.completions.create(model="tickets/tiny", messages=MESSAGES, max_tokens=1)
+    sdk.feedback.log_metric(False, outside.choices[0].completion_id, "solved")
+    assert sdk.ab_tests.get("solving").scores == 0, "whoever names a model takes no part"
+    for number in range(500):
+        if number % 10 == 0 and sdk.ab_tests.get("solving").status.value == "DONE":
+            break
+        model, completion = asked(ab_campaign="solving")
+        sdk.feedback.log_metric(model == "tickets/support", completion, "solved")
+    ended = sdk.ab_tests.get("solving")
+    assert (ended.status.value, ended.has_enough_scores) == ("DONE", True)
+    assert ended.report.p_value < 0.05
+    assert {asked()[0] for _ in range(4)} == {"tickets/support"}
+    sdk.models.update("tiny", is_default=True)
+
+
 def test_what_is_switched_off_answers_503(sdk: Adaptive, http: httpx.Client) -> None:
     sdk.models.update("support", desired_online=False)
     answer = http.post("/api/v1/chat/completions", json={"model": "tickets/support", "messages": MESSAGES})

@@ -8,7 +8,7 @@ import socketserver
 import stat
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -206,11 +206,13 @@ def test_mistakes_are_named(adaptive: Adaptive) -> None:
         adaptive.integrations.delete(str(uuid.uuid4()))
 
 
-def test_teams_keep_to_themselves(plane: Plane, adaptive: Adaptive, listener: Listener) -> None:
+def test_teams_keep_to_themselves(
+    adaptive: Adaptive, listener: Listener, adaptive_as: Callable[[str], Adaptive]
+) -> None:
     made = adaptive.integrations.create("default", "Hook", "webhook", webhook(listener.url), [wants("*")])
     adaptive.teams.create("other", "Other")
     account = adaptive.users.create_service_account(name="bot", teams_with_role=[("other", "platform-admin")])
-    bot = Adaptive(base_url=plane.url, api_key=account.api_key)
+    bot = adaptive_as(account.api_key)
     assert bot.integrations.get(str(made.id)) is None
     for attempt in (
         lambda: bot.integrations.list("default"),

@@ -6,21 +6,20 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
 from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from harmonia.errors import InvalidRequestError
 from harmonia.server.db.database import Database
+from harmonia.server.db.glance import Rows
 from harmonia.server.db.interactions import Completion, CompletionLabel
 from harmonia.server.db.projects import Project
-from harmonia.server.services.interactions.writer import Interaction, InteractionWriter, checked_labels, prompt_hash
+from harmonia.server.services.interactions.interaction import Interaction, checked_labels, prompt_hash
+from harmonia.server.services.interactions.writer import InteractionWriter
 from tests.integration.control.conftest import on_both
 
 
@@ -43,16 +42,14 @@ async def count(database: Database, table: type = Completion) -> int:
 
 def fail(monkeypatch: pytest.MonkeyPatch, database: Database, times: int) -> None:
     """The next transactions fail as those of a database that is away."""
-    begin, left = database.begin, iter(range(times))
+    insert, left = database.insert, iter(range(times))
 
-    @asynccontextmanager
-    async def failing() -> AsyncIterator[AsyncSession]:
+    async def failing(rows: Rows) -> None:
         if next(left, None) is not None:
             raise OperationalError("INSERT", {}, Exception("the disk is full"))
-        async with begin() as session:
-            yield session
+        await insert(rows)
 
-    monkeypatch.setattr(database, "begin", failing)
+    monkeypatch.setattr(database, "insert", failing)
 
 
 @on_both

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -259,11 +260,11 @@ def test_interactions_that_make_no_sense_are_refused(plane: Plane, lab: Adaptive
     assert found(plane, {}) == []  # not even in part
 
 
-def test_who_may_not_read_sees_nothing(plane: Plane, lab: Adaptive) -> None:
+def test_who_may_not_read_sees_nothing(plane: Plane, lab: Adaptive, adaptive_as: Callable[[str], Adaptive]) -> None:
     made = record(lab, "p", "a")
     lab.teams.create("outside", "Outside")
     account = lab.users.create_service_account(name="bot", teams_with_role=[("outside", "power_user")])
-    bot = Adaptive(base_url=plane.url, api_key=account.api_key)
+    bot = adaptive_as(account.api_key)
     bot.set_default_project("lab")
     assert bot.interactions.get(made) is None
     with pytest.raises(GraphQLClientGraphQLMultiError, match="interaction:read"):

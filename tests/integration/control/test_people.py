@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import httpx
 import pytest
 from adaptive_sdk import Adaptive
@@ -21,15 +23,17 @@ def test_the_admin_is_there_with_all_roles(adaptive: Adaptive) -> None:
     assert "project:infer" in adaptive.permissions.list()
 
 
-def test_a_wrong_key_is_refused(plane: Plane) -> None:
+def test_a_wrong_key_is_refused(adaptive_as: Callable[[str], Adaptive]) -> None:
     with pytest.raises(GraphQLClientHttpError, match="401"):
-        Adaptive(base_url=plane.url, api_key="wrong").users.me()
+        adaptive_as("wrong").users.me()
 
 
-def test_projects_are_seen_by_the_teams_they_are_shared_with(plane: Plane, adaptive: Adaptive) -> None:
+def test_projects_are_seen_by_the_teams_they_are_shared_with(
+    adaptive: Adaptive, adaptive_as: Callable[[str], Adaptive]
+) -> None:
     adaptive.teams.create("support", "Support")
     account = adaptive.users.create_service_account(name="bot", teams_with_role=[("support", "read-only")])
-    bot = Adaptive(base_url=plane.url, api_key=account.api_key)
+    bot = adaptive_as(account.api_key)
     adaptive.projects.create("tickets", "Tickets")
     assert bot.projects.list() == []
     shared = adaptive.projects.share("tickets", "support", "read-only")
@@ -40,9 +44,9 @@ def test_projects_are_seen_by_the_teams_they_are_shared_with(plane: Plane, adapt
         bot.teams.create("own", "Own")
 
 
-def test_a_deleted_account_is_refused_at_once(plane: Plane, adaptive: Adaptive) -> None:
+def test_a_deleted_account_is_refused_at_once(adaptive: Adaptive, adaptive_as: Callable[[str], Adaptive]) -> None:
     account = adaptive.users.create_service_account(name="bot", teams_with_role=[("default", "inference")])
-    bot = Adaptive(base_url=plane.url, api_key=account.api_key)
+    bot = adaptive_as(account.api_key)
     assert bot.users.me() is not None
     adaptive.users.delete("bot@system.adaptive.local")
     with pytest.raises(GraphQLClientHttpError, match="401"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,11 @@ def test_keys_are_listed_by_their_first_letters_and_end_when_revoked(admin: Some
     assert ann.post("{ me { id } }").status_code == 401
 
 
-def test_a_revoked_key_fails_on_the_next_call_through_the_sdk(plane: Plane, admin: Somebody) -> None:
+def test_a_revoked_key_fails_on_the_next_call_through_the_sdk(
+    admin: Somebody, adaptive_as: Callable[[str], Adaptive]
+) -> None:
     bot = newcomer(admin, "bot", {"default": "inference"})
-    client = Adaptive(base_url=plane.url, api_key=bot.api_key)
+    client = adaptive_as(bot.api_key)
     assert client.users.me() is not None
     key = bot.ask("{ apiKeys { id } }")["apiKeys"][0]["id"]
     bot.ask("mutation($id: UUID!) { revokeApiKey(id: $id) { id } }", id=key)
@@ -141,11 +144,13 @@ def test_a_key_is_shown_once_and_kept_as_a_digest(plane: Plane, admin: Somebody)
 # -------------------------------------------------------------------------------------------- roles and teams
 
 
-def test_roles_and_teams_are_made_in_the_team_admin_only(plane: Plane, admin: Somebody) -> None:
+def test_roles_and_teams_are_made_in_the_team_admin_only(
+    admin: Somebody, adaptive_as: Callable[[str], Adaptive]
+) -> None:
     manager = newcomer(admin, "manager", {"default": "admin"})
     viewer = newcomer(admin, "viewer", {"admin": "read-only", "default": "admin"})
     for outsider in (manager, viewer):
-        client = Adaptive(base_url=plane.url, api_key=outsider.api_key)
+        client = adaptive_as(outsider.api_key)
         with pytest.raises(Exception, match="only such members"):
             client.teams.create("own", "Own")
         with pytest.raises(Exception, match="only such members"):

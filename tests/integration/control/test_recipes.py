@@ -6,6 +6,7 @@ import io
 import json
 import stat
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -175,11 +176,13 @@ def test_code_runs_outside_of_the_server_and_without_its_environment(
     assert "topsecret" not in message and "PATH" in message
 
 
-def test_others_may_not_see_or_change_them(plane: Plane, sdk: Adaptive, recipe: Path) -> None:
+def test_others_may_not_see_or_change_them(
+    plane: Plane, sdk: Adaptive, recipe: Path, adaptive_as: Callable[[str], Adaptive]
+) -> None:
     sdk.recipes.upload(str(recipe))
     sdk.teams.create("guests", "Guests")
     account = sdk.users.create_service_account(name="guest", teams_with_role=[("guests", "read-only")])
-    guest = Adaptive(base_url=plane.url, api_key=account.api_key)
+    guest = adaptive_as(account.api_key)
     with pytest.raises(GraphQLClientGraphQLMultiError, match="project:read"):
         guest.recipes.list(project="lab")
     share_project(plane, "lab", "guests", "read-only")

@@ -139,6 +139,12 @@ def test_graders_of_every_kind(sdk: Adaptive) -> None:
     source = "async def grade(thread) -> float:\n    return float(len(thread.messages()))\n"
     function = sdk.graders.create.function(key="long", fn=source, description="Counts.")
     assert function.grader_type == "FUNCTION"
+    (verdict,) = sdk.graders.try_out("long", [[*MESSAGES, {"role": "assistant", "content": "Fine."}]])
+    assert (verdict.value, verdict.error, verdict.score_id) == (float(len(MESSAGES)), None, None)
+    recorded = sdk.interactions.create(MESSAGES, "Fine.")
+    (verdict,) = sdk.graders.grade("long", [recorded.completion_id])
+    assert verdict.completion_id == recorded.completion_id
+    assert verdict.score_id is not None
     with pytest.raises(InvalidRequestError, match="cannot grade"):
         sdk.graders.create.function(key="wrong", fn="def grade(thread): return 1")
     with pytest.raises(InvalidRequestError, match="async def"):

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
-import re
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -19,47 +14,7 @@ from typer.testing import CliRunner
 from harmonia.cli.main import app
 from harmonia.cli.up import alone_in
 from harmonia.server import bind
-
-COMMAND = [sys.executable, "-m", "harmonia.cli", "up", "--port", "0"]
-READY = re.compile(r"ready at (http://\S+),")
-KEY = re.compile(r"shown only now: (hk-\S+)")
-
-
-def environment(**variables: str) -> dict[str, str]:
-    return {**{name: value for name, value in os.environ.items() if not name.startswith("ADAPTIVE_")}, **variables}
-
-
-class Started:
-    """A process that says where it answers."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-        self.words = ""
-        assert process.stderr is not None
-        for line in process.stderr:
-            self.words += line
-            if READY.search(line):
-                break
-
-    @property
-    def url(self) -> str:
-        found = READY.search(self.words)
-        assert found, self.words
-        return found[1]
-
-    def end(self, number: signal.Signals) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(30)
-
-
-@contextmanager
-def started(folder: Path, **variables: str) -> Iterator[Started]:
-    command = [*COMMAND, "--data-dir", str(folder)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(**variables)) as process:
-        try:
-            yield Started(process)
-        finally:
-            process.kill()
+from tests.integration.control.starting import KEY, started
 
 
 @pytest.fixture
@@ -83,9 +38,7 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 def test_the_first_start_gives_a_key_and_the_second_keeps_everything(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     with started(folder) as first:
-        found = KEY.search(first.words)
-        assert found, first.words
-        headers = {"authorization": f"Bearer {found[1]}"}
+        headers = {"authorization": f"Bearer {first.api_key}"}
         made = httpx.post(
             f"{first.url}/api/graphql",
             json={"query": 'mutation { createTeam(input: {name: "Support"}) { key } }'},
@@ -107,6 +60,7 @@ def test_mistakes_end_with_the_name_of_what_is_wrong(tmp_path: Path, refused: Ca
     assert "ADAPTIVE_SERVER__MAX_CONNECTIONS" in refused(*folder, ADAPTIVE_SERVER__MAX_CONNECTIONS="many")
     assert "ADAPTIVE_AUTH__OIDC__PROVIDERS is not JSON" in refused(*folder, ADAPTIVE_AUTH__OIDC__PROVIDERS="google")
     assert "ADAPTIVE_LOG_FORMAT" in refused(*folder, ADAPTIVE_LOG_FORMAT="xml")
+    assert "LOUD" in refused(*folder, ADAPTIVE_LOGGING_LEVEL="loud")
     assert "./nowhere.gguf does not exist" in refused("./nowhere.gguf", *folder)
     assert "migrate upgrade" in refused(*folder, ADAPTIVE_DB__RUN_MIGRATIONS="false")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +19,11 @@ from harmonia.server.db.database import Database
 from harmonia.server.db.people import User
 from harmonia.server.db.uploads import UploadSession
 from harmonia.server.services import files as file_store
-from harmonia.server.services.access import Caller
+from harmonia.server.services.access import Access, Caller
 from harmonia.server.services.datasets import uploads as upload_service
 from harmonia.server.services.datasets.uploads import NewUpload, Uploads
-from tests.integration.control.conftest import Plane
+from harmonia.server.services.people.people import People
+from tests.integration.control.conftest import ADMIN, Plane
 
 T = TypeVar("T")
 
@@ -156,6 +158,24 @@ def test_sessions_are_their_owners_alone(plane: Plane, http: httpx.Client) -> No
     assert httpx.post(f"{plane.url}/api/v1/upload/init", json={"total_parts_count": 1}).status_code == 401
 
 
+def test_who_could_use_no_upload_begins_none(plane: Plane) -> None:
+    from adaptive_sdk import Adaptive
+
+    with contextlib.closing(Adaptive(base_url=plane.url, api_key=plane.api_key)) as admin:
+        admin.projects.create("lab", "Lab")
+        admin.teams.create("guests", "Guests")
+        guest = admin.users.create_service_account(name="guest", teams_with_role=[("guests", "inference")]).api_key
+
+        def begun() -> int:
+            headers = {"authorization": f"Bearer {guest}"}
+            address = f"{plane.url}/api/v1/upload/init"
+            return httpx.post(address, json={"total_parts_count": 1}, headers=headers).status_code
+
+        assert begun() == 403
+        admin.projects.share("lab", "guests", "power_user")
+        assert begun() == 200
+
+
 # ------------------------------------------------------------------------------------------------ without a server
 
 
@@ -262,10 +282,10 @@ async def once(content: bytes) -> AsyncIterator[bytes]:
 
 
 async def new_user(database: Database) -> Caller:
-    user = User(email="ada@example.com", name="Ada")
-    async with database.begin() as session:
-        session.add(user)
-    return Caller(user.id, user.email)
+    """Somebody who may upload."""
+    api_key = await People(database).bootstrap(ADMIN)
+    assert api_key is not None
+    return await Access(database).caller(api_key)
 
 
 async def only_user(database: Database) -> Caller:

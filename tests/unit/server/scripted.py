@@ -97,6 +97,8 @@ class ScriptedWorker:
         match message:
             case Generate():
                 return self._generation(message)
+            case Embed() if self.script.failure is not None:
+                return [Failed(id=message.id, code=self.script.failure.code, message=self.script.failure.message)]
             case Embed():
                 vectors = tuple(struct.pack("<4f", 0.6, 0.8, 0.0, 0.0) for _ in message.prompts)
                 return [Embedded(id=message.id, vectors=vectors, usage=Usage(prompt_tokens=3, completion_tokens=0))]

@@ -77,8 +77,8 @@ class SmallMachine(Fleet):
     async def wait_change(self) -> None:
         await asyncio.sleep(0.001)
 
-    async def load_adapter(self, key: str, path: str, backbone: str) -> None:
-        for worker in self.workers.values():
+    async def load_adapter(self, key: str, path: str, backbone: str, only: str) -> None:
+        for worker in [self.workers[only]]:
             models = worker.description.models
             if len(models) > self.max_adapters:
                 raise AdapterLimitError(f"no room for {key}: max_adapters is {self.max_adapters}")

@@ -24,6 +24,7 @@ from harmonia.server.services.datasets import reader as dataset_reader
 from harmonia.server.services.datasets.reader import DatasetReader
 from harmonia.threads import StringThread
 
+META = {"id": str(uuid.uuid4()), "created_at": 0}
 USER = [{"role": "user", "content": "hi"}]
 PNG = "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(20)).decode()
 READERS = {
@@ -174,6 +175,12 @@ def test_what_recipes_read_stays_as_it_is() -> None:
         ({"messages": USER, "metadata": "x"}, "metadata must be an object"),
         ({"prompt": [], "metadata": {"id": str(uuid.uuid4()), "created_at": 0}}, "'prompt' is empty"),
         ({"prompt": [["user", "x"]]}, "metadata"),
+        ({"prompt": [["user", "x"]], "completion": "y", "metadata": META}, "completion: Input should be a valid list"),
+        ({"prompt": [["user", "x"]], "metrics": {"good": 1}, "metadata": META}, "completion: Field required"),
+        (
+            {"prompt": [["user", "x"]], "bad_completion": ["a", "y"], "metadata": META},
+            "good_completion: Field required",
+        ),
     ],
 )
 def test_a_wrong_row_names_its_line_the_value_and_what_is_expected(row: dict[str, Any], says: str) -> None:

@@ -45,6 +45,7 @@ class _Settings(BaseModel):
 
     tp: PositiveInt | None = None
     kv_cache_len: PositiveInt | None = None
+    max_seq_len: PositiveInt | None = None
     tokens_to_generate: PositiveInt | None = None
     extra_params: dict[str, Any] = {}
 
@@ -93,6 +94,10 @@ class Model(BaseModel, Generic[KindT]):
     def tp(self, tp: int) -> Self:
         """Spread the model over this many devices."""
         return self._record("tp", tp)
+
+    def max_seqlen(self, max_seqlen: int) -> Self:
+        """Longest sequence in tokens, instead of the one that the model is deployed with."""
+        return self._record("max_seqlen", max_seqlen)
 
     def with_adapter(self, use_adapter: bool = True) -> Self:
         """Train a LoRA adapter instead of all weights."""
@@ -148,6 +153,8 @@ class Model(BaseModel, Generic[KindT]):
         tp = tp if tp is not None else settings.tp
         if tp is not None:
             builder = builder.tp(tp)
+        if settings.max_seq_len is not None:
+            builder = builder.max_seqlen(settings.max_seq_len)
         if params := {**settings.extra_params, **(extra_params or {})}:
             builder = builder.extra_params(**params)
         for replay in self._calls:

@@ -22,6 +22,7 @@ from harmonia.client.identifiers import uuid_v7
 from harmonia.client.recipe.config import RecipeConfig, RecipeConfigCli
 from harmonia.client.recipe.control_plane import ControlPlane
 from harmonia.client.recipe.http_plane import HttpControlPlane
+from harmonia.client.recipe.journal_state import restore_data
 from harmonia.client.recipe.notifiers import JobNotifier
 from harmonia.client.recipe.platform import ControlPlaneJobNotifier
 from harmonia.client.recipe.stdout import StdoutJobNotifier
@@ -170,7 +171,8 @@ class RecipeContextManager:
             _refuse_missing_plane(self._config)
             if plane is not None and self._config.resume_checkpoint_artifact_id:
                 metadata = plane.get_checkpoint_metadata(self._config.resume_checkpoint_artifact_id)
-                context.checkpoint_restore_data = metadata["user_data"]
+                told = metadata["user_data"]
+                context.checkpoint_restore_data = restore_data(told) or told  # recipes may tell what they like
             job.start_heartbeat(_HEARTBEAT_S)
             context.client = await _connect(self._config, job.job_id)
             job.mark_running()

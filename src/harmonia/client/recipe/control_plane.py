@@ -16,6 +16,7 @@ class ModelSettings(Protocol):
     tp: int | None
     kv_cache_len: int | None
     max_seq_len: int | None
+    tokens_to_generate: int | None
     extra_params: str | None
     """A JSON object."""
 

@@ -14,6 +14,7 @@ from urllib.parse import quote, urljoin
 
 import httpx
 
+from harmonia import tracing
 from harmonia.client.data import AdaptiveGrader
 from harmonia.client.recipe.grader_records import GRADER, grader_record
 from harmonia.errors import (
@@ -38,9 +39,8 @@ _KINDS = {"eval": "EVALUATION"}
 """Kinds of artifacts whose name is another there; of all others it is the same in capitals."""
 _PART_BYTES = 5 << 20
 
-_MODEL = (
-    "query ($key: IdOrKey!) { model(idOrKey: $key) { id key harmonyUrl computeSettings { tp kvCacheLen maxSeqLen } } }"
-)
+_MODEL = """query ($key: IdOrKey!) {
+  model(idOrKey: $key) { id key harmonyUrl computeSettings { tp kvCacheLen maxSeqLen tokensToGenerate } } }"""
 _DATASET = """query ($key: IdOrKey!, $project: IdOrKey!) {
   dataset(idOrKey: $key, project: $project) { id key name kind downloadUrl } }"""
 _ARTIFACT = "query ($id: UUID!, $project: IdOrKey!) { artifact(id: $id, project: $project) { metadata } }"
@@ -58,6 +58,7 @@ class ModelRecord:
     tp: int | None = None
     kv_cache_len: int | None = None
     max_seq_len: int | None = None
+    tokens_to_generate: int | None = None
     extra_params: str | None = None
 
 
@@ -82,9 +83,10 @@ class HttpControlPlane:
     def __init__(self, url: str, api_key: str, project: str) -> None:
         self._project = project
         self._url = f"{url.rstrip('/')}/"
-        self._http = httpx.Client(
-            base_url=self._url, headers={"Authorization": f"Bearer {api_key}"}, timeout=_TIMEOUT_S, trust_env=False
-        )
+        headers = {"Authorization": f"Bearer {api_key}"}
+        if trace := tracing.traceparent():
+            headers["traceparent"] = trace
+        self._http = httpx.Client(base_url=self._url, headers=headers, timeout=_TIMEOUT_S, trust_env=False)
         self._stages: list[str] = []
         self._heartbeat: _Heartbeat | None = None
 
@@ -103,6 +105,11 @@ class HttpControlPlane:
         found = answer["model"]
         if found is None:
             raise EntityNotFoundError(f"model {model_key!r} does not exist, or may not be seen", entity="model")
+        if found["harmonyUrl"] is None:
+            raise InvalidRequestError(
+                f"{model_key!r} is an external model, which jobs cannot load; name one of the server's own",
+                field="model",
+            )
         chosen = found["computeSettings"]  # and not the defaults: beside a server that runs they may not fit
         return ModelRecord(
             model_id=found["id"],
@@ -111,6 +118,7 @@ class HttpControlPlane:
             tp=chosen["tp"],
             kv_cache_len=chosen["kvCacheLen"],
             max_seq_len=chosen["maxSeqLen"],
+            tokens_to_generate=chosen["tokensToGenerate"],
         )
 
     async def get_dataset_config(self, dataset_key: str) -> DatasetRecord:

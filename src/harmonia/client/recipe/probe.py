@@ -15,7 +15,7 @@ import msgspec
 
 from harmonia.client.recipe.dependencies import use_dependencies
 from harmonia.client.recipe.failures import recipe_traceback
-from harmonia.client.recipe.inputs import validate_input
+from harmonia.client.recipe.inputs import models_of, validate_input
 from harmonia.client.recipe.loading import Recipe, load_recipe
 from harmonia.errors import HarmoniaError, InvalidRequestError
 
@@ -34,6 +34,8 @@ class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
 
     schema: dict[str, Any] = {}
     """JSON schema of the input, with `properties` and `required` at the top."""
+    models: dict[str, str] = {}
+    """Keys of the models in the input, by the fields that hold them."""
     error: str | None = None
     """What is wrong with the recipe or the input."""
     field: str | None = None
@@ -77,9 +79,8 @@ def probe(folder: Path, entrypoint: str, given: bytes) -> ProbeResult:
     """Import a recipe and validate an input, if there is one."""
     try:
         recipe = load_recipe(folder, entrypoint)
-        if given:
-            _check(recipe, msgspec.json.decode(given, type=dict[str, Any]))
-        return ProbeResult(schema=input_schema(recipe))
+        models = _check(recipe, msgspec.json.decode(given, type=dict[str, Any])) if given else {}
+        return ProbeResult(schema=input_schema(recipe), models=models)
     except HarmoniaError as error:
         field = error.details.get("field")
         return ProbeResult(error=error.message, field=None if field is None else str(field))
@@ -87,12 +88,14 @@ def probe(folder: Path, entrypoint: str, given: bytes) -> ProbeResult:
         return ProbeResult(error=f"the recipe cannot be imported:\n{recipe_traceback(error)}")
 
 
-def _check(recipe: Recipe, given: dict[str, Any]) -> None:
+def _check(recipe: Recipe, given: dict[str, Any]) -> dict[str, str]:
+    """The models that a valid input names."""
     if recipe.config_class is not None:
-        validate_input(recipe.config_class, given)
-    elif given:
+        return models_of(validate_input(recipe.config_class, given))
+    if given:
         field = next(iter(given))
         raise InvalidRequestError(f"{field}: there is no such field; the recipe takes no input", field=field)
+    return {}
 
 
 def _limit() -> None:

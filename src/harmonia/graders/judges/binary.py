@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
@@ -85,7 +86,7 @@ class BinaryJudgeGrader(BaseGrader[SuccessJudgeLog | FailedJudgeLog]):
 
     async def grade(self, sample: StringThread) -> Grade:
         """The verdict and its reasoning. InvalidRequestError for a conversation without an answer at its end."""
-        prompt, shown = self._prompt(sample), stringify_thread(sample)
+        prompt, shown = binary_prompt(sample, self.criteria, self.shots), stringify_thread(sample)
         try:
             _, verdict = await generate_and_validate(self.model, prompt, BinaryJudgeOutput)
         except JsonParseError as error:
@@ -111,13 +112,15 @@ class BinaryJudgeGrader(BaseGrader[SuccessJudgeLog | FailedJudgeLog]):
             self.clear_logs()
         return logs
 
-    def _prompt(self, sample: StringThread) -> StringThread:
-        prompt = StringThread().system(_SYSTEM.format(form=render_schema(BinaryJudgeOutput)))
-        for shot in self.shots:
-            verdict = BinaryJudgeOutput(reasoning=shot.reasoning or "", score=shot.score)
-            question = _question(shot.thread, shot.criteria or self.criteria)
-            prompt = prompt.user(question).assistant(render_pydantic_model(verdict))
-        return prompt.user(_question(sample, self.criteria))
+
+def binary_prompt(sample: StringThread, criteria: str, shots: Sequence[BinaryJudgeShot] = ()) -> StringThread:
+    """What a model is asked. InvalidRequestError for a conversation without an answer at its end."""
+    prompt = StringThread().system(_SYSTEM.format(form=render_schema(BinaryJudgeOutput)))
+    for shot in shots:
+        verdict = BinaryJudgeOutput(reasoning=shot.reasoning or "", score=shot.score)
+        question = _question(shot.thread, shot.criteria or criteria)
+        prompt = prompt.user(question).assistant(render_pydantic_model(verdict))
+    return prompt.user(_question(sample, criteria))
 
 
 def _question(thread: StringThread, criteria: str) -> str:

@@ -66,9 +66,15 @@ class AsyncIntegrations(AsyncResource):
         """Remove one."""
         return await self._transport.execute(integrations.DELETE_INTEGRATION, id=id)
 
-    async def test_notification(self, topic: str, scope: Mapping[str, Any], payload: Mapping[str, Any]) -> Notified:
-        """Send a notification to try it. scope: `{"team": ...}`, `{"user": [...]}`, `{"organization": {}}`."""
-        body = {"topic": topic, "scope": scope, "payload": payload}
+    async def test_notification(
+        self, topic: str, scope: Mapping[str, Any], payload: Mapping[str, Mapping[str, Any]]
+    ) -> Notified:
+        """Send a notification to try it.
+
+        scope: `{"team": ...}`, `{"user": [...]}`, `{"organization": {}}`. payload: `{"job_update": {"job_id": ...}}`.
+        """
+        told = {camel(kind): _named(details) for kind, details in payload.items()}
+        body = {"topic": topic, "scope": scope, "payload": told}
         return await self._transport.execute(integrations.TEST_NOTIFICATION, input=body)
 
     async def list_providers(self) -> Sequence[Provider]:

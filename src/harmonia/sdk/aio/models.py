@@ -9,7 +9,7 @@ from typing import Any, Literal
 from harmonia.errors import DeadlineExceededError, EntityNotFoundError, InvalidRequestError, UnavailableError
 from harmonia.sdk.aio.resource import AsyncResource
 from harmonia.sdk.inputs import ComputeChanges, ModelFilter, Placement, checked
-from harmonia.sdk.operations import compute_pools, jobs, models, projects
+from harmonia.sdk.operations import jobs, models, projects
 from harmonia.sdk.operations.base import given
 from harmonia.sdk.operations.jobs import Job
 from harmonia.sdk.operations.models import Model, ModelService
@@ -70,7 +70,12 @@ class AsyncModels(AsyncResource):
         hf_token: str = "",
         compute_pool: str | None = None,
     ) -> Job:
-        """Import a model of Hugging Face's hub; `jobs.wait` waits for the job that does it."""
+        """Import a model of Hugging Face's hub, or of a mirror that the server uses.
+
+        hf_model_id: `OWNER/NAME`, or `OWNER/NAME/FILE` for one GGUF file of several. hf_token: for models that not
+        everybody may read. The job that does it has no project; `jobs.wait` waits for it, and its error says what is
+        wrong. What came of one that failed is kept for the next import under the same key.
+        """
         body = given(
             modelId=hf_model_id,
             outputModelName=output_model_name,
@@ -108,7 +113,7 @@ class AsyncModels(AsyncResource):
         body = given(
             project=chosen,
             model=model,
-            placement=await self._placement(chosen, model, placement),
+            placement=_placement(placement),
             speculativeDecoding=_draft(num_draft_steps),
         )
         service = (await self._transport.execute(models.DEPLOY, input=body)).model_service
@@ -162,27 +167,40 @@ class AsyncModels(AsyncResource):
         placement: Placement | None = None,
         num_draft_steps: int | None = None,
     ) -> ModelService:
-        """Change how a project serves a model; what is None, or missing in `placement`, stays as it is."""
+        """Change how a project serves a model.
+
+        What is None, or missing in `placement`, stays as it is; None in `placement` takes back to the default.
+        """
         chosen = self._project(project)
         body = given(
             project=chosen,
             modelService=model,
             isDefault=is_default,
             desiredOnline=desired_online,
-            placement=await self._placement(chosen, model, placement),
+            placement=_placement(placement),
             speculativeDecoding=_draft(num_draft_steps),
         )
         return await self._transport.execute(models.UPDATE_SERVICE, input=body)
 
     async def update_compute_config(self, model: str, compute_config: ComputeChanges) -> Model:
-        """Change what one replica takes, in all projects; what is not named stays as it is."""
-        body = checked(compute_config, ComputeChanges, "compute_config")
+        """Change how a model is run, in all projects and recipes that say nothing else.
+
+        What is not named stays as it is; None takes back to the default.
+        """
+        body = checked(compute_config, ComputeChanges, "compute_config", with_nulls=True)
         return await self._transport.execute(models.UPDATE_COMPUTE, idOrKey=model, input=body)
 
     async def detach(self, model: str, project: str | None = None) -> bool:
         """Take a model out of a project; one that is in no other and not published is removed from storage."""
         body = {"project": self._project(project), "model": model}
         return await self._transport.execute(models.REMOVE_FROM_PROJECT, input=body)
+
+    async def delete(self, model: str) -> bool:
+        """Take a model out of the registry, and remove its files if the server made or imported them.
+
+        InvalidRequestError names what still needs it: projects, jobs, adapters, graders.
+        """
+        return await self._transport.execute(models.DELETE, input={"model": model})
 
     async def terminate(self, model: str, force: bool = False) -> str:
         """Unload a model everywhere; `force` if several projects want it online."""
@@ -193,19 +211,9 @@ class AsyncModels(AsyncResource):
         services = [] if found is None else found.model_services
         return next((item for item in services if model in (item.key, item.id, item.model.key, item.model.id)), None)
 
-    async def _placement(self, project: str, model: str, wanted: Placement | None) -> dict[str, Any] | None:
-        """As the server takes it: whole. What is not wanted otherwise is what it is now, or every pool that serves."""
-        if not wanted:
-            return None
-        placement = checked(wanted, Placement, "placement")
-        service = await self._service(project, model)
-        if service is not None and service.placement is not None:
-            now = given(computePools=service.placement.compute_pools, maxTtftMs=service.placement.max_ttft_ms)
-            placement = now | placement
-        if "computePools" not in placement:
-            pools = await self._transport.execute(compute_pools.COMPUTE_POOLS)
-            placement["computePools"] = [pool.key for pool in pools if "INFERENCE" in pool.capabilities]
-        return placement
+
+def _placement(wanted: Placement | None) -> dict[str, Any] | None:
+    return checked(wanted, Placement, "placement", with_nulls=True) if wanted else None
 
 
 def _draft(num_draft_steps: int | None) -> dict[str, int] | None:

@@ -16,13 +16,16 @@ class GpuAllocation(Result, frozen=True):
 
 
 class Group(Result, frozen=True):
-    """Machines that work together: `status` ONLINE or OFFLINE, `world_size` their GPUs."""
+    """Machines that work together: `status` ONLINE or OFFLINE, `world_size` their GPUs, of which `gpu_allocated` are
+    held by models and jobs."""
 
     id: str
     key: str
     status: str
     url: str
     world_size: int
+    gpu_total: int | None
+    gpu_allocated: int | None
     gpu_types: str
     created_at: int
     online_models: list[ServiceName]

@@ -21,6 +21,15 @@ class ComputeConfig(Result, frozen=True):
     max_seq_len: int
 
 
+class ComputeSettings(Result, frozen=True):
+    """What was set of how a model is run; None: the default."""
+
+    tp: int | None
+    kv_cache_len: int | None
+    max_seq_len: int | None
+    tokens_to_generate: int | None
+
+
 class Backbone(Result, frozen=True):
     """The model whose weights an adapter shares."""
 
@@ -34,7 +43,7 @@ class Model(Result, frozen=True):
     """A model of the registry.
 
     `online`: ONLINE, DEGRADED, PENDING, SCALING, OFFLINE or ERROR, with `error` saying why. `size`: parameters.
-    `compute_config` is None for external models.
+    `compute_config` is how it runs, None for external models; `compute_settings` is what of it somebody set.
     """
 
     id: str
@@ -47,14 +56,16 @@ class Model(Result, frozen=True):
     is_adapter: bool
     is_training: bool
     created_at: int
+    family: str | None
     size: int | None
     compute_config: ComputeConfig | None
+    compute_settings: ComputeSettings
     backbone: Backbone | None
     projects: list[ProjectName]
 
 
 class ServicePlacement(Result, frozen=True):
-    """The pools where a model may run, and the longest wait for its first token in milliseconds."""
+    """The pools where a model may run, none for any, and the longest wait for its first token in milliseconds."""
 
     compute_pools: list[str]
     max_ttft_ms: int | None
@@ -112,4 +123,5 @@ REMOVE_FROM_PROJECT = mutation("removeModelFromProject", bool, input="RemoveMode
 DEPLOY = mutation("deployModel", Deployed, input="DeployModelInput!")
 UPDATE_SERVICE = mutation("updateModelService", ModelService, input="UpdateModelService!")
 UPDATE_COMPUTE = mutation("updateModelComputeConfig", Model, idOrKey="IdOrKey!", input="ModelComputeConfigInput!")
+DELETE = mutation("deleteModel", bool, input="DeleteModelInput!")
 TERMINATE = mutation("terminateModel", str, idOrKey="IdOrKey!", force="Boolean!")

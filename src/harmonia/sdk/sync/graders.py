@@ -5,8 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+from urllib.parse import quote
+
+import msgspec
 
 from harmonia.errors import InvalidRequestError
+from harmonia.sdk.call import REST, Call
+from harmonia.sdk.conversation import Message
 from harmonia.sdk.inputs import JudgeExample
 from harmonia.sdk.judge_templates import SYSTEM_TEMPLATE, USER_TEMPLATE
 from harmonia.sdk.operations import graders
@@ -15,6 +20,24 @@ from harmonia.sdk.operations.graders import EndpointTest, Grader, Validation
 from harmonia.sdk.sources import GradingFunction, source_of
 from harmonia.sdk.sync.resource import Resource
 from harmonia.sdk.sync.transport import Transport
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What a grader made of an answer: a value, or why there is none.
+
+    ignored: the grader left it out, and `error` says why. score_id: of the score that was kept.
+    """
+
+    completion_id: str | None
+    value: float | None
+    reasoning: str | None
+    error: str | None
+    ignored: bool
+    score_id: str | None
+
+
+class _Verdicts(msgspec.Struct, frozen=True):
+    grades: list[Verdict]
 
 
 class GraderCreation(Resource):
@@ -132,6 +155,23 @@ class Graders(Resource):
         """Let nobody change it, or let them again."""
         chosen = self._project(project)
         return self._transport.execute(graders.LOCK_GRADER, project=chosen, id=grader_key, locked=locked)
+
+    def grade(self, grader_key: str, completions: Sequence[str], project: str | None = None) -> Sequence[Verdict]:
+        """Let a grader score answers (at most 200) by their `completion_id`; each score replaces the grader's earlier
+        one. The model of a judge must be deployed; graders of the type CUSTOM run in recipes only.
+        """
+        return self._verdicts(grader_key, project, {"completions": completions})
+
+    def try_out(
+        self, grader_key: str, threads: Sequence[Sequence[Message]], project: str | None = None
+    ) -> Sequence[Verdict]:
+        """What a grader makes of conversations (at most 200) that end with an answer; nothing is kept."""
+        return self._verdicts(grader_key, project, {"threads": threads})
+
+    def _verdicts(self, grader_key: str, project: str | None, body: Mapping[str, Any]) -> Sequence[Verdict]:
+        chosen, name = quote(self._project(project), safe=""), quote(grader_key, safe="")
+        call = Call("POST", f"{REST}/projects/{chosen}/graders/{name}/grade", json=body)
+        return (self._transport.fetch(call, _Verdicts)).grades
 
     def test_external_endpoint(self, url: str) -> EndpointTest:
         """Whether a grading server answers."""

@@ -67,9 +67,15 @@ class Integrations(Resource):
         """Remove one."""
         return self._transport.execute(integrations.DELETE_INTEGRATION, id=id)
 
-    def test_notification(self, topic: str, scope: Mapping[str, Any], payload: Mapping[str, Any]) -> Notified:
-        """Send a notification to try it. scope: `{"team": ...}`, `{"user": [...]}`, `{"organization": {}}`."""
-        body = {"topic": topic, "scope": scope, "payload": payload}
+    def test_notification(
+        self, topic: str, scope: Mapping[str, Any], payload: Mapping[str, Mapping[str, Any]]
+    ) -> Notified:
+        """Send a notification to try it.
+
+        scope: `{"team": ...}`, `{"user": [...]}`, `{"organization": {}}`. payload: `{"job_update": {"job_id": ...}}`.
+        """
+        told = {camel(kind): _named(details) for kind, details in payload.items()}
+        body = {"topic": topic, "scope": scope, "payload": told}
         return self._transport.execute(integrations.TEST_NOTIFICATION, input=body)
 
     def list_providers(self) -> Sequence[Provider]:

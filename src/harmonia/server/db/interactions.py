@@ -39,7 +39,7 @@ class Completion(Row, Base):
     """SHA-256 of the messages: equal for equal prompts."""
     completion: Mapped[str] = mapped_column(Text)
     session_id: Mapped[uuid.UUID] = mapped_column(index=True)
-    user: Mapped[str | None] = mapped_column("end_user", String(MAX_KEY))
+    user: Mapped[str | None] = mapped_column("end_user", String(MAX_KEY), key="user")
     """Whom the caller asked for."""
     created_by: Mapped[uuid.UUID | None] = mapped_column(index=True)
     """Who called."""
@@ -49,6 +49,8 @@ class Completion(Row, Base):
     timings: Mapped[dict[str, Any] | None]
     usage: Mapped[dict[str, Any] | None]
     """`prompt_tokens`, `completion_tokens` and `total_tokens`."""
+    user_metadata: Mapped[dict[str, Any] | None]
+    """What people wrote about it afterwards."""
 
 
 class CompletionLabel(Base):

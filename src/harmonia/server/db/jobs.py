@@ -12,20 +12,21 @@ from harmonia.server.db.base import MAX_KEY, Base, Row
 
 
 class Job(Row, Base):
-    """One run of a recipe."""
+    """One run of a recipe, or the import of a model; see `ModelImport` for what is known of the latter."""
 
     __tablename__ = "jobs"
     __table_args__ = (Index(None, "project_id", "created_at"), Index(None, "status", "created_at"))
 
-    project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    project_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    """None: an import, which is for every project."""
     name: Mapped[str] = mapped_column(String(MAX_KEY))
     status: Mapped[str] = mapped_column(String(16), default="PENDING")
     """`PENDING`, `RUNNING`, `COMPLETED`, `FAILED` or `CANCELED`; the last three are for good."""
-    recipe_id: Mapped[uuid.UUID] = mapped_column(index=True)
-    """Built-in recipes have no row."""
+    recipe_id: Mapped[uuid.UUID | None] = mapped_column(index=True)
+    """Built-in recipes have no row. None: an import."""
     recipe_key: Mapped[str] = mapped_column(String(MAX_KEY))
-    content_hash: Mapped[str] = mapped_column(ForeignKey("recipe_codes.content_hash"), index=True)
-    """The version of the recipe that runs, whatever becomes of the recipe."""
+    content_hash: Mapped[str | None] = mapped_column(ForeignKey("recipe_codes.content_hash"), index=True)
+    """The version of the recipe that runs, whatever becomes of the recipe. None: an import."""
     entrypoint: Mapped[str] = mapped_column(String(MAX_KEY))
     args: Mapped[dict[str, Any]] = mapped_column(default=dict)
     compute_pool: Mapped[str | None] = mapped_column(String(MAX_KEY))
@@ -35,13 +36,15 @@ class Job(Row, Base):
     max_ram_gb: Mapped[float | None] = mapped_column(Float)
     """Memory of the recipe's process, in 2^30 bytes."""
     max_duration_s: Mapped[int | None]
-    """From the start of the recipe."""
+    """From the start of the recipe, each time that it starts."""
     resume_artifact_id: Mapped[uuid.UUID | None]
-    """The checkpoint with which it begins."""
+    """The checkpoint with which it begins, until it has made one of its own."""
     created_by: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id"), index=True)
     started_at: Mapped[int | None] = mapped_column(BigInteger)
     ended_at: Mapped[int | None] = mapped_column(BigInteger)
     heartbeat_at: Mapped[int | None] = mapped_column(BigInteger)
+    restarts: Mapped[int] = mapped_column(default=0, server_default="0")
+    """How often a server died while it ran."""
     error: Mapped[str | None] = mapped_column(Text)
     """The traceback of what ended it, or the reason in words."""
     deleted_at: Mapped[int | None] = mapped_column(BigInteger)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 
-from sqlalchemy import ForeignKey, Index, String, Text, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, Index, String, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from harmonia.server.db.base import MAX_KEY, Base, Row
@@ -27,6 +27,8 @@ class Metric(Row, Base):
     """SYSTEM, GRADER or USER: who writes its scores."""
     description: Mapped[str] = mapped_column(Text, default="")
     unit: Mapped[str | None] = mapped_column(String(64))
+    deleted_at: Mapped[int | None] = mapped_column(BigInteger)
+    """Kept since scores name it; its key is then one that nobody can give."""
 
 
 class DirectScore(Row, Base):

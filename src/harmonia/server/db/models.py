@@ -27,7 +27,7 @@ class Model(Row, Base):
     parent_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("models.id"), index=True)
     """What it was trained from."""
     job_id: Mapped[uuid.UUID | None] = mapped_column(index=True)
-    """The job that made it."""
+    """The job that made or imported it; the files are then this server's own."""
     family: Mapped[str | None] = mapped_column(String(64))
     size: Mapped[int | None] = mapped_column(BigInteger)
     """Number of parameters; of an adapter its own."""
@@ -38,7 +38,7 @@ class Model(Row, Base):
     native_seq_len: Mapped[int | None]
     """Tokens that the model was made for."""
     compute: Mapped[dict[str, Any]] = mapped_column(default=dict)
-    """What was set of `tp`, `kv_cache_len`, `max_seq_len`."""
+    """What was set of `tp`, `kv_cache_len`, `max_seq_len` and `tokens_to_generate`."""
     external: Mapped[dict[str, Any] | None]
     """Of an external model: `provider`, `external_model_id`, `endpoint`, `extra_params`."""
     secret: Mapped[str | None] = mapped_column(Text)
@@ -50,6 +50,23 @@ class Model(Row, Base):
     """Observed: `ONLINE`, `PENDING`, `OFFLINE` or `ERROR`."""
     error: Mapped[str | None] = mapped_column(Text)
     """Observed: why it cannot be served, or not as wanted."""
+    deleted_at: Mapped[int | None] = mapped_column(BigInteger)
+    """Kept since interactions name it; its key is then one that nobody can give."""
+
+
+class ModelImport(Row, Base):
+    """A model of the Hugging Face hub that a job brings, or has brought."""
+
+    __tablename__ = "model_imports"
+
+    job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), unique=True)
+    hub_id: Mapped[str] = mapped_column(String(MAX_KEY), index=True)
+    """`OWNER/NAME`, of a single GGUF file `OWNER/NAME/FILE`."""
+    key: Mapped[str] = mapped_column(String(MAX_KEY), index=True)
+    """Of the model that it becomes."""
+    name: Mapped[str] = mapped_column(String(MAX_KEY))
+    token: Mapped[str | None] = mapped_column(Text)
+    """What the hub wants to see, encrypted; erased when the job has ended."""
 
 
 class ModelService(Row, Base):

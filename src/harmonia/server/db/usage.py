@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoneFreeError
 
+from harmonia import tracing
 from harmonia.errors import UnavailableError
 from harmonia.log import get_logger
 
@@ -45,7 +46,8 @@ class Usage:
         started = time.perf_counter()
         self._total.inc()
         try:
-            yield
+            with tracing.span(f"database {query_type}"):
+                yield
         except (DBAPIError, NoneFreeError) as error:
             if not _is_outage(error):
                 raise

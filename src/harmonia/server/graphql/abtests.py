@@ -8,23 +8,14 @@ from enum import Enum
 import strawberry
 
 from harmonia.server.graphql.context import Info
+from harmonia.server.graphql.entity_filters import AbCampaignFilter, AbcampaignStatus
 from harmonia.server.graphql.metrics import Metric
 from harmonia.server.graphql.models import ModelService
 from harmonia.server.graphql.projects import Project
 from harmonia.server.graphql.scalars import IdOrKey, Key, Timestamp
-from harmonia.server.services.abtests.abtests import CampaignInfo, CampaignWish, NewCampaign
+from harmonia.server.services.abtests.abtests import CampaignInfo, NewCampaign
 from harmonia.server.services.abtests.report import Duel, VariantReport
 from harmonia.server.services.abtests.significance import Interval as Bounds
-
-
-@strawberry.enum
-class AbcampaignStatus(Enum):
-    """How far a test is. WARMUP: some model has too few scores for a decision."""
-
-    WARMUP = "WARMUP"
-    IN_PROGRESS = "IN_PROGRESS"
-    DONE = "DONE"
-    CANCELLED = "CANCELLED"
 
 
 @strawberry.enum
@@ -180,15 +171,6 @@ class AbcampaignCreate:
     score_type: ScoreType = ScoreType.DIRECT
 
 
-@strawberry.input
-class AbCampaignFilter:
-    """Which tests are wanted. active: still running."""
-
-    active: bool | None = None
-    status: AbcampaignStatus | None = None
-    project: IdOrKey | None = None
-
-
 @strawberry.type
 class AbTestQuery:
     """A/B tests."""
@@ -196,9 +178,7 @@ class AbTestQuery:
     @strawberry.field
     async def ab_campaigns(self, info: Info, filter: AbCampaignFilter | None = None) -> list[Abcampaign]:
         """Those of the projects that the caller may read, newest first."""
-        wanted = filter or AbCampaignFilter()
-        status = None if wanted.status is None else wanted.status.value
-        wish = CampaignWish(is_active=wanted.active, status=status, project=wanted.project)
+        wish = (filter or AbCampaignFilter()).wish()
         return [Abcampaign.of(item) for item in await info.context.services.abtests.all(info.context.caller, wish)]
 
     @strawberry.field

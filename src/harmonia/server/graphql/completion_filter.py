@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from enum import Enum
 
 import strawberry
@@ -171,6 +172,24 @@ class ListCompletionsFilterInput:
             completion_id=self.completion_id,
             completion=None if self.completion is None else TextIs(contains=self.completion),
             prompt=None if self.prompt is None else TextIs(contains=self.prompt),
+        )
+
+
+@strawberry.input
+class ScoreFilterInput:
+    """Which scores count: those of completions with all these labels."""
+
+    labels: list[LabelFilter] | None = None
+
+    @property
+    def wish(self) -> tuple[LabelIs, ...]:
+        """For services."""
+        return tuple(LabelIs(item.key, OneOf(any_of=_tuple(item.value))) for item in self.labels or ())
+
+    def lets_through(self, labels: Mapping[str, str]) -> bool:
+        """Whether the scores of a completion with these labels count."""
+        return all(
+            item.key in labels and (item.value is None or labels[item.key] in item.value) for item in self.labels or ()
         )
 
 

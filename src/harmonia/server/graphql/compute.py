@@ -62,7 +62,12 @@ class HarmonyGroup:
         """The one machine of a pool."""
         pool, size = state.pool, state.pool.num_inference
         created_at = Timestamp(pool.created_at)
-        held = [GpuAllocation(name="inference", num_gpus=size, ranks=list(range(size)), created_at=created_at)]
+        held = [
+            GpuAllocation(
+                name=item.name, num_gpus=len(item.ranks), ranks=list(item.ranks), created_at=Timestamp(item.since)
+            )
+            for item in state.holdings
+        ]
         return cls(
             id=pool.id,
             key=pool.key,
@@ -72,8 +77,8 @@ class HarmonyGroup:
             world_size=pool.num_devices,
             inference_partition_size=size,
             gpu_total=pool.num_devices,
-            gpu_allocated=size,
-            gpu_allocations=held if size else [],
+            gpu_allocated=state.num_held,
+            gpu_allocations=held,
             gpu_types=pool.device_types,
             created_at=created_at,
             online_models=[Model.of(row) for row in state.online],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import strawberry
 from strawberry.scalars import JSON
 
@@ -10,8 +12,11 @@ from harmonia.server.graphql.context import Info
 from harmonia.server.graphql.jobs import Job
 from harmonia.server.graphql.models import ExternalModelProviderName, Model, ModelService
 from harmonia.server.graphql.scalars import IdOrKey, Key
-from harmonia.server.services.models.deployments import Placement, ServiceChanges
+from harmonia.server.services.models.deployments import Keep, Placement, ServiceChanges
+from harmonia.server.services.models.imports import NewImport
 from harmonia.server.services.models.models import NewExternalModel, NewModel
+
+T = TypeVar("T")
 
 
 @strawberry.type
@@ -57,6 +62,17 @@ class AddHFModelInput:
     output_model_key: Key | None = None
     compute_pool: IdOrKey | None = None
     num_gpus: int = 0
+
+    @property
+    def new(self) -> NewImport:
+        """For services. An import needs no GPUs, whatever their number."""
+        return NewImport(
+            hub_id=self.model_id,
+            name=self.output_model_name,
+            key=self.output_model_key,
+            token=self.hf_token,
+            compute_pool=self.compute_pool,
+        )
 
 
 @strawberry.input
@@ -137,11 +153,17 @@ class AddExternalModelInput:
 
 @strawberry.input
 class ModelComputeConfigInput:
-    """How a model shall be run; what is left out stays."""
+    """How a model shall be run. What is left out stays, null takes it back to its default."""
 
-    tp: int | None = None
-    kv_cache_len: int | None = None
-    max_seq_len: int | None = None
+    tp: int | None = strawberry.UNSET
+    kv_cache_len: int | None = strawberry.UNSET
+    max_seq_len: int | None = strawberry.UNSET
+    tokens_to_generate: int | None = strawberry.UNSET
+
+    @property
+    def changes(self) -> dict[str, int | None]:
+        """What was given."""
+        return {name: value for name, value in vars(self).items() if value is not strawberry.UNSET}
 
 
 @strawberry.input
@@ -151,6 +173,13 @@ class UpdateModelInput:
     model: IdOrKey
     published: bool | None = None
     stable: bool | None = None
+
+
+@strawberry.input
+class DeleteModelInput:
+    """A model that is wanted no longer."""
+
+    model: IdOrKey
 
 
 @strawberry.input
@@ -171,15 +200,18 @@ class RemoveModelFromProjectInput:
 
 @strawberry.input
 class ModelPlacementInput:
-    """Where a model may run, and how many milliseconds its first token may take."""
+    """Where a model may run, and how many milliseconds its first token may take.
 
-    compute_pools: list[IdOrKey]
-    max_ttft_ms: int | None = None
+    What is left out stays; null takes it back to any pool, and to the server's own bound.
+    """
+
+    compute_pools: list[IdOrKey] | None = strawberry.UNSET
+    max_ttft_ms: int | None = strawberry.UNSET
 
     @property
     def placement(self) -> Placement:
         """For services."""
-        return Placement(self.compute_pools, self.max_ttft_ms)
+        return Placement(_kept(self.compute_pools), _kept(self.max_ttft_ms))
 
 
 @strawberry.input
@@ -224,6 +256,10 @@ class UpdateModelService:
         )
 
 
+def _kept(value: T | None) -> T | Keep | None:
+    return Keep.IT if value is strawberry.UNSET else value
+
+
 def _placement(given: ModelPlacementInput | None) -> Placement | None:
     return None if given is None else given.placement
 
@@ -248,13 +284,20 @@ class ModelMutation:
         return Model.of(await info.context.services.models.add_external(info.context.caller, input.new))
 
     @strawberry.mutation
-    async def import_hf_model(self, input: AddHFModelInput) -> Job:
-        """Refused: this server fetches nothing from the hub."""
-        raise InvalidRequestError(
-            f"this server does not download models: put {input.model_id!r} into a folder on the server, with "
-            "`hf download` for instance, and register that folder with addModel",
-            field="modelId",
+    async def import_hf_model(self, info: Info, input: AddHFModelInput) -> Job:
+        """A job that brings a model from Hugging Face's hub into the registry."""
+        services = info.context.services
+        found = await services.jobs.find(
+            info.context.caller, await services.imports.create(info.context.caller, input.new)
         )
+        assert found is not None
+        return Job.of(found)
+
+    @strawberry.mutation
+    async def delete_model(self, info: Info, input: DeleteModelInput) -> bool:
+        """Take a model out of the registry, and remove its files if this server made or brought them."""
+        await info.context.services.deletion.delete(info.context.caller, input.model)
+        return True
 
     @strawberry.mutation
     async def update_model(self, info: Info, input: UpdateModelInput) -> Model:
@@ -269,8 +312,7 @@ class ModelMutation:
     ) -> Model:
         """Change how a model is run. One that is online is replaced by a new worker while it serves."""
         services = info.context.services
-        changes = {"tp": input.tp, "kv_cache_len": input.kv_cache_len, "max_seq_len": input.max_seq_len}
-        row = await services.models.set_compute(info.context.caller, id_or_key, changes)
+        row = await services.models.set_compute(info.context.caller, id_or_key, input.changes)
         services.serving.wake()
         return Model.of(row)
 

@@ -47,6 +47,21 @@ class PrebuiltConfigDefinition:
     name: str
     description: str
 
+    @classmethod
+    def of(cls, key: str) -> PrebuiltConfigDefinition:
+        """By key."""
+        name, description = PREBUILT_CRITERIA[key]
+        return cls(key=PrebuiltCriteriaKey(key), name=name, description=description)
+
+
+@strawberry.type
+class PrebuiltCriteria:
+    """The same under another name."""
+
+    key: PrebuiltCriteriaKey
+    name: str
+    description: str
+
 
 @strawberry.type
 class PrebuiltConfigOutput:
@@ -134,7 +149,7 @@ def _config(info: GraderInfo) -> Any:
 def _judge(kept: dict[str, Any], model: Model) -> JudgeConfigOutput:
     examples = [
         JudgeExample(
-            input=[ChatMessage(role=turn["role"], content=turn["content"]) for turn in example["input"]],
+            input=[ChatMessage.of(turn) for turn in example["input"]],
             output=example["output"],
             passes=example["passes"],
             reasoning=example["reasoning"],
@@ -151,11 +166,7 @@ def _judge(kept: dict[str, Any], model: Model) -> JudgeConfigOutput:
 
 
 def _prebuilt(kept: dict[str, Any], model: Model) -> PrebuiltConfigOutput:
-    name, description = PREBUILT_CRITERIA[kept["key"]]
-    key = PrebuiltCriteriaKey(kept["key"])
-    return PrebuiltConfigOutput(
-        criteria=PrebuiltConfigDefinition(key=key, name=name, description=description), model=model
-    )
+    return PrebuiltConfigOutput(criteria=PrebuiltConfigDefinition.of(kept["key"]), model=model)
 
 
 @strawberry.type

@@ -7,9 +7,16 @@ from strawberry.scalars import JSON
 
 from harmonia.server.graphql.context import Info
 from harmonia.server.graphql.grader_inputs import GraderConfigInput, GraderTypeEnum
-from harmonia.server.graphql.grader_types import DeleteConfirm, Grader, ValidationResult
+from harmonia.server.graphql.grader_types import (
+    DeleteConfirm,
+    Grader,
+    PrebuiltConfigDefinition,
+    PrebuiltCriteria,
+    ValidationResult,
+)
 from harmonia.server.graphql.metrics import MetricCreate
 from harmonia.server.graphql.scalars import IdOrKey, Key
+from harmonia.server.services.graders.configs import PREBUILT_CRITERIA
 from harmonia.server.services.graders.graders import GraderChange, NewGrader
 
 
@@ -46,6 +53,17 @@ class GraderQuery:
     async def grader(self, info: Info, id: IdOrKey, project: IdOrKey) -> Grader:
         """One of them."""
         return Grader.of(await info.context.services.graders.get(info.context.caller, project, id))
+
+    @strawberry.field
+    async def prebuilt_configs(self) -> list[PrebuiltConfigDefinition]:
+        """Criteria that come with the platform."""
+        return [PrebuiltConfigDefinition.of(key) for key in PREBUILT_CRITERIA]
+
+    @strawberry.field
+    async def prebuilt_criteria(self) -> list[PrebuiltCriteria]:
+        """The same."""
+        found = [PrebuiltConfigDefinition.of(key) for key in PREBUILT_CRITERIA]
+        return [PrebuiltCriteria(key=item.key, name=item.name, description=item.description) for item in found]
 
 
 @strawberry.type

@@ -10,16 +10,33 @@ from typing import Any
 import strawberry
 from strawberry.scalars import JSON
 
-from harmonia.server.graphql.completion_filter import CompletionSource, ListCompletionsFilterInput
+from harmonia.server.db.interactions import Completion as Row
+from harmonia.server.graphql.completion_filter import (
+    CompletionSource,
+    ListCompletionsFilterInput,
+    ScoreFilterInput,
+)
 from harmonia.server.graphql.context import Info
-from harmonia.server.graphql.messages import ChatMessage
+from harmonia.server.graphql.messages import (
+    SHOWN,
+    ChatMessage,
+    ChatMessageContentPart,
+    CompletionContentSummaryOutput,
+    CompletionSummaryOutput,
+    PromptSummaryOutput,
+    TextContentPart,
+)
 from harmonia.server.graphql.metrics import DirectScore, Metric
-from harmonia.server.graphql.models import Model
+from harmonia.server.graphql.models import Model, ModelService
 from harmonia.server.graphql.paging import CursorPageInput, OrderPair, PageInfo, SortDirection
+from harmonia.server.graphql.people import User
 from harmonia.server.graphql.projects import Project
-from harmonia.server.graphql.scalars import IdOrKey, Timestamp
+from harmonia.server.graphql.scalars import IdOrKey, Timestamp, TimestampSec
 from harmonia.server.services.interactions.details import BriefCompletion, ComparisonInfo, CompletionInfo
+from harmonia.server.services.interactions.filters import Where
+from harmonia.server.services.interactions.interaction import text_of
 from harmonia.server.services.interactions.interactions import CompletionPage, Group, Listing, ScoreStats
+from harmonia.server.services.interactions.selection import CHANGE, Selection
 from harmonia.server.services.keyset import Order, Page, PageWish
 
 
@@ -126,9 +143,70 @@ class Completion:
         return text if max_length is None else text[: max(0, max_length)]
 
     @strawberry.field
-    async def direct_scores(self, info: Info) -> list[DirectScore]:
-        """The values that it got."""
-        return [DirectScore.of(score) for score in (await self._all(info)).scores]
+    def completion_parts(self) -> list[ChatMessageContentPart]:
+        """The same in pieces."""
+        return [TextContentPart(text=self.info.row.completion)]
+
+    @strawberry.field
+    def summary(self) -> CompletionSummaryOutput:
+        """It at a glance."""
+        row = self.info.row
+        answer = CompletionContentSummaryOutput(content=row.completion[:SHOWN], image_count=0)
+        return CompletionSummaryOutput(prompt=PromptSummaryOutput.of(row.messages), completion=answer)
+
+    @strawberry.field
+    async def model_service(self, info: Info) -> ModelService | None:
+        """The model in its project, taken out meanwhile or not."""
+        service_id = self.info.row.model_service_id
+        found = {} if service_id is None else await info.context.services.deployments.by_id([service_id])
+        return None if service_id not in found else ModelService.of(found[service_id])
+
+    @strawberry.field
+    async def created_by(self, info: Info) -> User | None:
+        """Who called."""
+        row = await info.context.services.surroundings.creator(self.info.row.created_by)
+        return None if row is None else User.of(row)
+
+    @strawberry.field
+    def session(self) -> Session:
+        """The conversation that it is a turn of."""
+        return Session(row=self.info.row, id=self.info.row.session_id)
+
+    @strawberry.field
+    async def history(self, info: Info) -> list[CompletionHistoryEntry]:
+        """The turns of its session before it, the latest first."""
+        rows = await info.context.services.surroundings.earlier(self.info.row)
+        return [CompletionHistoryEntry.of(row, level) for level, row in enumerate(rows, 1)]
+
+    @strawberry.field
+    async def siblings_count(self, info: Info, filter: ListCompletionsFilterInput) -> int:
+        """How many others answer the same prompt, of those that the filter lets through."""
+        selection = Selection(filter.where, filter.project)
+        return await info.context.services.surroundings.siblings(info.context.caller, self.info.row, selection)
+
+    @strawberry.field
+    def has_user_metadata(self) -> bool:
+        """Whether somebody wrote something about it afterwards."""
+        return bool(self.info.row.user_metadata)
+
+    @strawberry.field
+    def user_metadata(self) -> JSON | None:
+        """What somebody wrote about it afterwards."""
+        return _json(self.info.row.user_metadata)
+
+    @strawberry.field
+    async def can_edit(self, info: Info) -> bool:
+        """Whether the caller may change or delete it."""
+        projects = info.context.services.projects
+        return CHANGE in await projects.permissions(info.context.caller, self.info.row.project_id)
+
+    @strawberry.field
+    async def direct_scores(self, info: Info, filter: ScoreFilterInput | None = None) -> list[DirectScore]:
+        """The values that it got; none if it lacks a label that the filter wants."""
+        known = await self._all(info)
+        if filter is not None and not filter.lets_through({row.key: row.value for row in known.labels}):
+            return []
+        return [DirectScore.of(score) for score in known.scores]
 
     @strawberry.field
     async def comparison_scores(self, info: Info) -> list[ComparisonScore]:
@@ -144,6 +222,37 @@ class Completion:
         if self.known is None:
             self.known = await info.context.services.interactions.details(self.info.row)
         return self.known
+
+
+@strawberry.type
+class Session:
+    """A conversation."""
+
+    row: strawberry.Private[Row]
+    id: uuid.UUID
+
+    @strawberry.field
+    async def turns(self, info: Info) -> list[Completion]:
+        """Its completions, oldest first."""
+        return [Completion.of(item) for item in await info.context.services.surroundings.session(self.row)]
+
+
+@strawberry.type(name="CompletionHistoryEntryOuput")
+class CompletionHistoryEntry:
+    """An earlier turn. level: how many turns before; prompt: its last message."""
+
+    level: int
+    completion_id: uuid.UUID
+    prompt: str
+    completion: str
+    created_at: TimestampSec
+
+    @classmethod
+    def of(cls, row: Row, level: int) -> CompletionHistoryEntry:
+        """From its row."""
+        prompt = text_of(row.messages[-1]) if row.messages else ""
+        created_at = TimestampSec(row.created_at // 1000)
+        return cls(level=level, completion_id=row.id, prompt=prompt, completion=row.completion, created_at=created_at)
 
 
 @strawberry.type
@@ -224,10 +333,19 @@ class CompletionGroupData:
 
 
 @strawberry.type
+class CompletionGroupDataEdge:
+    """A group, and where the list goes on after it."""
+
+    node: CompletionGroupData
+    cursor: str
+
+
+@strawberry.type
 class CompletionGroupDataConnection:
     """Some of the groups. totalCount: groups of all pages."""
 
     page_info: PageInfo
+    edges: list[CompletionGroupDataEdge]
     nodes: list[CompletionGroupData]
     group_by: CompletionGroupBy
     total_count: int
@@ -257,13 +375,21 @@ class InteractionQuery:
         group_by: CompletionGroupBy,
         page: CursorPageInput,
         order: list[OrderPair] | None = None,
+        score_filter: ScoreFilterInput | None = None,
     ) -> CompletionGroupDataConnection:
-        """The same in groups, in the order of their keys unless told otherwise."""
+        """The same in groups, in the order of their keys unless told otherwise. scoreFilter: of the statistics."""
         listing = Listing(project=filter.project, where=filter.where, wish=page.wish, orders=_orders(order))
-        found = await info.context.services.interactions.grouped(info.context.caller, listing, group_by.value)
+        labels = () if score_filter is None else score_filter.wish
+        scored = Where(all_of=tuple(Where(label=label) for label in labels))
+        interactions = info.context.services.interactions
+        found = await interactions.grouped(info.context.caller, listing, group_by.value, scored)
         nodes = [_group(group, listing, group_by) for group in found.groups]
+        edges = [
+            CompletionGroupDataEdge(node=node, cursor=cursor)
+            for node, cursor in zip(nodes, found.page.cursors, strict=True)
+        ]
         return CompletionGroupDataConnection(
-            page_info=_page_info(found.page), nodes=nodes, group_by=group_by, total_count=found.total
+            page_info=_page_info(found.page), edges=edges, nodes=nodes, group_by=group_by, total_count=found.total
         )
 
     @strawberry.field

@@ -130,7 +130,7 @@ class JobStageOutput:
 
 @strawberry.type
 class Job:
-    """One run of a recipe."""
+    """One run of a recipe, or the import of a model."""
 
     id: uuid.UUID
     project: Project | None
@@ -158,7 +158,7 @@ class Job:
         last = max((stage.place for stage in info.stages if stage.started_at), default=-1)
         return cls(
             id=job.id,
-            project=Project.of(info.project),
+            project=None if info.project is None else Project.of(info.project),
             name=job.name,
             status=JobStatus(job.status),
             created_at=Timestamp(job.created_at),
@@ -171,7 +171,7 @@ class Job:
             progress=info.progress,
             error=job.error,
             kind=JobKind.CUSTOM,
-            recipe=None if info.recipe is None else CustomRecipe.of(info.recipe, info.project.key),
+            recipe=_recipe(info),
             details=CustomRecipeJobDetails(
                 args=JSON(job.args), recipe_hash=job.content_hash, resume_artifact_id=job.resume_artifact_id
             ),
@@ -282,6 +282,11 @@ class JobMutation:
         """Show a job that has ended no longer."""
         await info.context.services.jobs.delete(info.context.caller, id)
         return True
+
+
+def _recipe(info: JobInfo) -> CustomRecipe | None:
+    """An import has none, and no project either."""
+    return None if info.recipe is None or info.project is None else CustomRecipe.of(info.recipe, info.project.key)
 
 
 def _new_job(given: JobInput) -> NewJob:

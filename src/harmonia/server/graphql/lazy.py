@@ -13,6 +13,12 @@ PROJECT: object = _PROJECT | None
 """For `graphql_type=` of fields; `object_of(info, "Project", row)` makes what they return."""
 PROJECTS: object = list[_PROJECT]
 """The same for lists."""
+_USER: Any = LazyType("User", "harmonia.server.graphql.people")
+USER: object = _USER | None
+_CAMPAIGN: Any = LazyType("Abcampaign", "harmonia.server.graphql.abtests")
+CAMPAIGNS: object = list[_CAMPAIGN]
+_GRADER: Any = LazyType("Grader", "harmonia.server.graphql.grader_types")
+GRADER: object = _GRADER | None
 
 
 def object_of(info: Info, name: str, *source: object) -> Any:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import uuid
 from enum import Enum
+from typing import Protocol
 
 import strawberry
 from strawberry.scalars import JSON
 
 from harmonia.server.db.metrics import DirectScore as ScoreRow
 from harmonia.server.graphql.context import Info
-from harmonia.server.graphql.lazy import PROJECT, PROJECTS, object_of
+from harmonia.server.graphql.entity_filters import ProjectFilter
+from harmonia.server.graphql.lazy import GRADER, PROJECT, PROJECTS, USER, object_of
 from harmonia.server.graphql.scalars import DateTimeText, IdOrKey, Key, Timestamp, rfc3339
 from harmonia.server.services.interactions.details import ScoreInfo
 from harmonia.server.services.interactions.feedback import NewScore
@@ -58,10 +60,30 @@ async def _project(root: strawberry.Parent[Metric], info: Info) -> object | None
     return None if row is None else object_of(info, "Project", row)
 
 
-async def _projects(root: strawberry.Parent[Metric], info: Info) -> list[object]:
-    """The same as a list."""
-    found = await _project(root, info)
-    return [] if found is None else [found]
+async def _projects(
+    root: strawberry.Parent[Metric],
+    info: Info,
+    filter: ProjectFilter | None = None,
+) -> list[object]:
+    """The same as a list; an archived one only if the filter wants it."""
+    row = await info.context.services.projects.find(info.context.caller, str(root.project_id))
+    is_archived = filter is not None and bool(filter.is_archived)
+    if row is None or (row.archived_at is not None) is not is_archived:
+        return []
+    return [object_of(info, "Project", row)]
+
+
+class _Measure(Protocol):
+    """What metrics have in both their types."""
+
+    id: uuid.UUID
+    project_id: uuid.UUID
+
+
+async def _grader(root: strawberry.Parent[_Measure], info: Info) -> object | None:
+    """What writes its scores, if a grader does."""
+    found = await info.context.services.graders.of_metric(info.context.caller, root.project_id, root.id)
+    return None if found is None else object_of(info, "Grader", found)
 
 
 @strawberry.type
@@ -78,8 +100,10 @@ class Metric:
     unit: str | None
     category: MetricCategory
     created_at: Timestamp
+    deleted_at: Timestamp | None
     has_direct_scores: bool
     has_comparison_scores: bool
+    grader: object | None = strawberry.field(resolver=_grader, graphql_type=GRADER)
     project: object | None = strawberry.field(resolver=_project, graphql_type=PROJECT)
     projects: list[object] = strawberry.field(resolver=_projects, graphql_type=PROJECTS)
 
@@ -90,7 +114,7 @@ class Metric:
         return cls(
             project_id=row.project_id,
             id=row.id,
-            key=row.key,
+            key=None if row.deleted_at is not None else row.key,
             name=row.name,
             kind=MetricKind(row.kind),
             description=row.description,
@@ -98,6 +122,7 @@ class Metric:
             unit=row.unit,
             category=MetricCategory(row.category),
             created_at=Timestamp(row.created_at),
+            deleted_at=None if row.deleted_at is None else Timestamp(row.deleted_at),
             has_direct_scores=info.has_scores,
             has_comparison_scores=info.has_comparisons,
         )
@@ -116,8 +141,11 @@ class MetricWithContext:
     unit: str | None
     category: MetricCategory
     created_at: DateTimeText
+    deleted_at: Timestamp | None
+    project_id: strawberry.Private[uuid.UUID]
     has_direct_scores: bool
     has_comparison_scores: bool
+    grader: object | None = strawberry.field(resolver=_grader, graphql_type=GRADER)
 
     @classmethod
     def of(cls, info: MetricInfo) -> MetricWithContext:
@@ -133,9 +161,17 @@ class MetricWithContext:
             unit=row.unit,
             category=MetricCategory(row.category),
             created_at=rfc3339(row.created_at),
+            deleted_at=None if row.deleted_at is None else Timestamp(row.deleted_at),
+            project_id=row.project_id,
             has_direct_scores=info.has_scores,
             has_comparison_scores=info.has_comparisons,
         )
+
+
+async def _scorer(root: strawberry.Parent[DirectScore], info: Info) -> object | None:
+    """Who gave it, unless a grader or the system did."""
+    row = await info.context.services.surroundings.creator(root.created_by_id)
+    return None if row is None else object_of(info, "User", row)
 
 
 @strawberry.type
@@ -149,6 +185,8 @@ class DirectScore:
     details: str | None
     created_at: Timestamp
     source: ScoreSource
+    created_by_id: strawberry.Private[uuid.UUID | None]
+    created_by_user: object | None = strawberry.field(resolver=_scorer, graphql_type=USER)
 
     @classmethod
     def of(cls, score: ScoreInfo) -> DirectScore:
@@ -162,6 +200,7 @@ class DirectScore:
             details=row.details,
             created_at=Timestamp(row.created_at),
             source=ScoreSource(row.source),
+            created_by_id=row.created_by,
         )
 
 
@@ -255,6 +294,12 @@ class MetricMutation:
         change = MetricChange(input.name, input.description, scoring_type)
         registry = info.context.services.metrics_registry
         return Metric.of(await registry.update(info.context.caller, project, metric, change))
+
+    @strawberry.mutation
+    async def delete_metric(self, info: Info, project: IdOrKey, metric: IdOrKey) -> bool:
+        """Show a metric and its scores no longer; one that a grader or an A/B test uses is refused."""
+        await info.context.services.metrics_registry.delete(info.context.caller, project, metric)
+        return True
 
     @strawberry.mutation
     async def add_direct_score(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from enum import Enum
 
 import strawberry
@@ -10,10 +11,11 @@ from strawberry.scalars import JSON
 
 from harmonia.server.db import models as db
 from harmonia.server.graphql.context import Info
+from harmonia.server.graphql.entity_filters import ProjectFilter
 from harmonia.server.graphql.lazy import PROJECTS, object_of
 from harmonia.server.graphql.scalars import IdOrKey, LongInt, Timestamp
 from harmonia.server.services.models.deployments import Bound
-from harmonia.server.services.models.models import ADAPTER, EXTERNAL, SCHEME, ModelWish, compute_of
+from harmonia.server.services.models.models import ADAPTER, EXTERNAL, SCHEME, TOKENS_TO_GENERATE, ModelWish, compute_of
 
 
 @strawberry.enum
@@ -89,6 +91,7 @@ class ModelComputeSettings:
     tp: int | None
     kv_cache_len: int | None
     max_seq_len: int | None
+    tokens_to_generate: int | None
 
 
 @strawberry.type
@@ -103,15 +106,20 @@ class ModelExternalProviderData:
 
 @strawberry.type
 class ModelPlacementOutput:
-    """Where a model may run, and how long its first token may take."""
+    """Where a model may run, no pool meaning any, and how long its first token may take."""
 
     compute_pools: list[str]
     max_ttft_ms: int | None
 
 
-async def _projects(root: strawberry.Parent[Model], info: Info) -> list[object]:
-    """Those that have it and that the caller may read."""
-    rows = await info.context.services.models.projects(info.context.caller, root.id)
+async def _projects(
+    root: strawberry.Parent[Model],
+    info: Info,
+    filter: ProjectFilter | None = None,
+) -> list[object]:
+    """Those that have it and that the caller may read; archived ones if the filter wants them instead."""
+    archived = filter is not None and bool(filter.is_archived)
+    rows = await info.context.services.models.projects(info.context.caller, root.id, archived=archived)
     return [object_of(info, "Project", row) for row in rows]
 
 
@@ -196,10 +204,13 @@ class Model:
 
     @strawberry.field
     async def compute_settings(self, info: Info) -> ModelComputeSettings:
-        """What was set of it: for an adapter, of its base model."""
+        """What was set of it: for an adapter, of its base model, but for `tokensToGenerate`."""
         chosen = (await self._run_as(info)).compute
         return ModelComputeSettings(
-            tp=chosen.get("tp"), kv_cache_len=chosen.get("kv_cache_len"), max_seq_len=chosen.get("max_seq_len")
+            tp=chosen.get("tp"),
+            kv_cache_len=chosen.get("kv_cache_len"),
+            max_seq_len=chosen.get("max_seq_len"),
+            tokens_to_generate=self.row.compute.get(TOKENS_TO_GENERATE),
         )
 
     async def _run_as(self, info: Info) -> db.Model:
@@ -248,7 +259,8 @@ class ModelService:
     def of(cls, bound: Bound) -> ModelService:
         """From its rows."""
         row, model = bound.service, bound.model
-        placement = ModelPlacementOutput(compute_pools=row.pools, max_ttft_ms=row.max_ttft_ms) if row.pools else None
+        is_placed = bool(row.pools) or row.max_ttft_ms is not None
+        placement = ModelPlacementOutput(compute_pools=row.pools, max_ttft_ms=row.max_ttft_ms) if is_placed else None
         return cls(
             id=row.id,
             project_id=row.project_id,
@@ -271,6 +283,11 @@ class CapabilityFilter:
 
     any: list[ModelCapabilityFilter] | None = None
     all: list[ModelCapabilityFilter] | None = None
+
+    def is_met_by(self, capabilities: Sequence[str]) -> bool:
+        """Whether a model that can do these is wanted."""
+        some = self.any is None or any(item.value in capabilities for item in self.any)
+        return some and (self.all is None or all(item.value in capabilities for item in self.all))
 
 
 @strawberry.input

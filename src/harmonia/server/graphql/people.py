@@ -11,6 +11,7 @@ from harmonia.server.db import people as db
 from harmonia.server.graphql.context import Info
 from harmonia.server.graphql.scalars import IdOrKey, Key, Timestamp
 from harmonia.server.services.people.people import Membership, NewUser, RoleInfo
+from harmonia.server.services.people.user_changes import UserChange
 from harmonia.server.services.permissions import PERMISSIONS
 
 
@@ -72,13 +73,36 @@ class User:
     name: str
     created_at: Timestamp
     user_type: UserType
+    deleted: bool
+    deleted_at: Timestamp | None
 
     @classmethod
     def of(cls, row: db.User) -> User:
         """From its row."""
         kind = UserType.SYSTEM if row.is_system else UserType.HUMAN
         created_at = Timestamp(row.created_at)
-        return cls(id=row.id, email=row.email, name=row.name, created_at=created_at, user_type=kind)
+        gone = None if row.deleted_at is None else Timestamp(row.deleted_at)
+        return cls(
+            id=row.id,
+            email=row.email,
+            name=row.name,
+            created_at=created_at,
+            user_type=kind,
+            deleted=gone is not None,
+            deleted_at=gone,
+        )
+
+    @strawberry.field
+    async def first_activity(self, info: Info) -> Timestamp | None:
+        """When the user first asked a model or changed something."""
+        first, _ = await info.context.services.user_changes.activity(self.id)
+        return None if first is None else Timestamp(first)
+
+    @strawberry.field
+    async def last_activity(self, info: Info) -> Timestamp | None:
+        """When the user last did."""
+        _, last = await info.context.services.user_changes.activity(self.id)
+        return None if last is None else Timestamp(last)
 
     @strawberry.field
     async def teams(self, info: Info) -> list[TeamWithRole]:
@@ -126,6 +150,15 @@ class UserCreate:
     email: str | None = None
     user_type: UserType = UserType.HUMAN
     generate_api_key: bool | None = None
+
+
+@strawberry.input
+class UserUpdate:
+    """What shall be different about a user."""
+
+    name: str | None = None
+    add_teams: list[UserCreateTeamWithRole] | None = None
+    remove_teams: list[IdOrKey] | None = None
 
 
 @strawberry.input
@@ -223,6 +256,18 @@ class PeopleMutation:
     async def delete_user(self, info: Info, user: IdOrKey) -> User:
         """The user's keys are refused from now on."""
         return User.of(await info.context.services.people.delete_user(info.context.caller, user))
+
+    @strawberry.mutation
+    async def update_user(self, info: Info, user: IdOrKey, input: UserUpdate) -> User:
+        """Change a user's name and teams."""
+        teams = [(item.team, item.role) for item in input.add_teams or ()]
+        change = UserChange(input.name, teams, input.remove_teams or ())
+        return User.of(await info.context.services.user_changes.update(info.context.caller, user, change))
+
+    @strawberry.mutation
+    async def reactivate_user(self, info: Info, user: IdOrKey) -> User:
+        """Let somebody in again who was deleted; teams and keys are to be given anew."""
+        return User.of(await info.context.services.user_changes.reactivate(info.context.caller, user))
 
     @strawberry.mutation
     async def set_team_member(self, info: Info, input: TeamMemberSet) -> TeamMember:

@@ -14,6 +14,7 @@ from harmonia.server.services.moments import moment_text
 IdOrKey = NewType("IdOrKey", str)
 Key = NewType("Key", str)
 Timestamp = NewType("Timestamp", int)
+TimestampSec = NewType("TimestampSec", int)
 LongInt = NewType("LongInt", int)
 DateTimeText = NewType("DateTimeText", str)
 InputDatetime = NewType("InputDatetime", object)
@@ -43,6 +44,7 @@ SCALARS: dict[object, ScalarDefinition] = {
     ),
     Key: strawberry.scalar(name="Key", description="A key that people choose.", parse_value=_text),
     Timestamp: strawberry.scalar(name="Timestamp", description="UTC milliseconds since 1970.", serialize=int),
+    TimestampSec: strawberry.scalar(name="TimestampSec", description="UTC seconds since 1970.", serialize=int),
     LongInt: strawberry.scalar(
         name="LongInt", description="A whole number of up to 64 bits.", serialize=int, parse_value=_long
     ),

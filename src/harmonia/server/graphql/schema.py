@@ -15,6 +15,7 @@ from strawberry.types import ExecutionContext, ExecutionResult
 
 from harmonia.errors import EntityNotFoundError, HarmoniaError
 from harmonia.log import get_logger
+from harmonia.server.db.database import CONFLICT
 from harmonia.server.graphql.abtests import AbTestMutation, AbTestQuery
 from harmonia.server.graphql.api_keys import ApiKeyMutation, ApiKeyQuery
 from harmonia.server.graphql.audit import AuditQuery
@@ -22,12 +23,15 @@ from harmonia.server.graphql.compute import ComputeMutation, ComputeQuery
 from harmonia.server.graphql.context import Context
 from harmonia.server.graphql.datasets import DatasetMutation, DatasetQuery
 from harmonia.server.graphql.deployments import ModelMutation
+from harmonia.server.graphql.filtered_datasets import FilteredDatasetMutation, FilteredDatasetQuery
 from harmonia.server.graphql.graders import GraderMutation, GraderQuery
 from harmonia.server.graphql.integrations import IntegrationMutation, IntegrationQuery
+from harmonia.server.graphql.interaction_options import InteractionOptionsQuery
 from harmonia.server.graphql.interactions import InteractionQuery
 from harmonia.server.graphql.job_reports import JobReportMutation
 from harmonia.server.graphql.jobs import JobMutation, JobQuery
 from harmonia.server.graphql.limits import LIMITS, LimitedRouter
+from harmonia.server.graphql.meta import MetaQuery
 from harmonia.server.graphql.metrics import MetricMutation, MetricQuery
 from harmonia.server.graphql.models import ModelQuery
 from harmonia.server.graphql.monitoring import MonitoringMutation, MonitoringQuery
@@ -36,6 +40,7 @@ from harmonia.server.graphql.projects import ProjectMutation, ProjectQuery
 from harmonia.server.graphql.recipes import RecipeMutation, RecipeQuery
 from harmonia.server.graphql.remote_envs import RemoteEnvMutation, RemoteEnvQuery
 from harmonia.server.graphql.scalars import CONFIG
+from harmonia.server.graphql.selections import SelectionMutation, SelectionQuery
 from harmonia.server.rest.callers import caller_of
 from harmonia.server.services.services import Services
 
@@ -44,6 +49,7 @@ PATH = "/api/graphql"
 log = get_logger(__name__)
 
 QUERIES = (
+    MetaQuery,
     AbTestQuery,
     InteractionQuery,
     MetricQuery,
@@ -57,6 +63,9 @@ QUERIES = (
     ModelQuery,
     ComputeQuery,
     DatasetQuery,
+    FilteredDatasetQuery,
+    InteractionOptionsQuery,
+    SelectionQuery,
     GraderQuery,
     RemoteEnvQuery,
     IntegrationQuery,
@@ -74,6 +83,8 @@ MUTATIONS = (
     ModelMutation,
     ComputeMutation,
     DatasetMutation,
+    FilteredDatasetMutation,
+    SelectionMutation,
     GraderMutation,
     RemoteEnvMutation,
     IntegrationMutation,
@@ -121,8 +132,8 @@ def _told(error: GraphQLError) -> GraphQLError:
         message = original.message
     elif isinstance(original, RecursionError):
         message = "the document is nested too deeply"
-    elif isinstance(original, IntegrityError):  # what was checked held until somebody else was faster by a moment
-        message = "somebody else made or deleted the same at this moment; look it up and try again"
+    elif isinstance(original, IntegrityError):
+        message = CONFLICT
     else:
         log.error("a resolver failed", exc_info=original)
         message = "the server met an error of its own; its log has the trace"

@@ -56,7 +56,7 @@ def require_same_origin(services: Services, request: Request) -> None:
         )
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
     services = request.app.state.services
     assert isinstance(services, Services)
     return services

@@ -39,7 +39,8 @@ async def create_chat_completion(request: Request, api: Api) -> Response:
 
 def _generate(body: ChatRequest, tools: ToolPlan, target: Target) -> Generate:
     _refuse_unsupported(body)
-    max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    max_tokens = target.max_tokens if asked is None else asked
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     constraint = _constraint(body)
     if tools.constraint is not None:

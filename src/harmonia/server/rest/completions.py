@@ -42,7 +42,8 @@ async def create_completion(request: Request, api: Api) -> Response:
 def _generates(
     body: CompletionRequest, prompts: tuple[TextPrompt | TokenPrompt, ...], echo: Echo, target: Target
 ) -> tuple[Generate, ...]:
-    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else max(1, body.max_tokens)
+    default = DEFAULT_MAX_TOKENS if target.max_tokens is None else target.max_tokens
+    max_tokens = default if body.max_tokens is None else max(1, body.max_tokens)
     # The text of echoed token ids is known to the worker only; it comes with their log-probabilities.
     echoes_tokens = any(isinstance(prompt, TokenPrompt) for prompt in echo.prompts)
     prompt_logprobs = (body.logprobs or 0) if echo.prompts and (body.logprobs is not None or echoes_tokens) else None

@@ -27,15 +27,16 @@ class Context:
         self.metrics = Metrics()
 
 
-def _context(request: Request) -> Context:
+# Dependencies are coroutines: FastAPI gives the others a hop to a thread each.
+async def _context(request: Request) -> Context:
     context = request.app.state.context
     assert isinstance(context, Context)
     return context
 
 
-def authenticate(request: Request) -> None:
+async def authenticate(request: Request) -> None:
     """Refuse a request without a valid key."""
-    _context(request).keys.check(request.headers.get("authorization"))
+    (await _context(request)).keys.check(request.headers.get("authorization"))
 
 
 Api = Annotated[Context, Depends(_context)]

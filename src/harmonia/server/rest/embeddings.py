@@ -11,7 +11,8 @@ from array import array
 from fastapi import APIRouter, Request, Response
 
 from harmonia.errors import InvalidRequestError
-from harmonia.protocol.messages import Embed
+from harmonia.protocol.messages import Embed, Embedded
+from harmonia.router import ELSEWHERE, Attempts, Router
 from harmonia.server.rest.body import read_body
 from harmonia.server.rest.caller import Caller
 from harmonia.server.rest.context import Api, json_response
@@ -32,16 +33,14 @@ async def create_embeddings(request: Request, api: Api) -> Response:
     target = await api.find_target(request, body)
     if target.external is not None:
         raise InvalidRequestError(f"model: {target.shown} is an external model, which gives no vectors", field="model")
-    replica = api.router.pick(target.key)
     request.state.model = target.shown
-    check_tokens(prompts, replica.description.vocab_size, "input")
     timeout_s = api.config.server.timeout_seconds
     caller = Caller(request, timeout_s)
     max_ttft_ms = target.max_ttft_ms if body.max_ttft_ms is None else body.max_ttft_ms
     message = Embed(id=uuid.uuid4().hex, model=target.key, prompts=prompts, max_ttft_ms=max_ttft_ms)
     try:
         # The caller's own limit ends the wait; the client's lies just above it and never fires first.
-        answer = await caller.wait_for(api.router.embed(replica, message, timeout_s + 1))
+        answer = await caller.wait_for(_embedded(api.router, message, timeout_s + 1))
     finally:
         caller.close()
     as_text = (body.encoding_format or "float").lower() == "base64"
@@ -52,6 +51,17 @@ async def create_embeddings(request: Request, api: Api) -> Response:
     num_tokens = answer.usage.prompt_tokens
     usage = UsageReport(prompt_tokens=num_tokens, completion_tokens=0, total_tokens=num_tokens)
     return json_response(EmbeddingResponse(data=items, model=target.shown, usage=usage))
+
+
+async def _embedded(router: Router, message: Embed, timeout_s: float) -> Embedded:
+    attempts = Attempts(router, message.model)
+    while True:
+        replica = attempts.next()
+        check_tokens(message.prompts, replica.description.vocab_size, "input")
+        try:
+            return await router.embed(replica, message, timeout_s)
+        except ELSEWHERE as error:
+            attempts.failed(replica, error)
 
 
 def _embedding(raw: bytes, dimensions: int | None, as_text: bool) -> list[float] | str:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import IntegrityError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -26,6 +27,7 @@ from harmonia.errors import (
     WorkerLostError,
 )
 from harmonia.log import get_logger
+from harmonia.server.db.database import CONFLICT
 from harmonia.server.rest.schemas.fields import ErrorBody, ErrorResponse
 
 log = get_logger(__name__)
@@ -141,6 +143,7 @@ def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HarmoniaError, _on_harmonia_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(IntegrityError, _on_conflict)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_bug)
 
@@ -162,6 +165,11 @@ async def _on_validation_error(_: Request, error: Exception) -> Response:
     first = error.errors()[0]
     param = ".".join(str(part) for part in first["loc"][1:]) or None
     return Response(encode_error(first["msg"], _KINDS[InvalidRequestError], param), 400, media_type="application/json")
+
+
+async def _on_conflict(_: Request, __: Exception) -> Response:
+    kind = Kind(409, "invalid_request_error", "conflict")
+    return Response(encode_error(CONFLICT, kind), kind.status, media_type="application/json")
 
 
 async def _on_disconnect(_: Request, __: Exception) -> Response:

@@ -9,10 +9,10 @@ from typing import TypeVar
 
 from fastapi import Request, Response
 
-from harmonia.errors import InvalidRequestError, UnavailableError, UnknownModelError, WorkerLostError
-from harmonia.log import get_logger
+from harmonia.errors import InvalidRequestError
 from harmonia.protocol.client import Event
 from harmonia.protocol.messages import Generate
+from harmonia.router import ELSEWHERE, Attempts, Replica
 from harmonia.server.rest.answers import DeltaMap, Gathered, Head, Source, collect, head_of
 from harmonia.server.rest.caller import Caller
 from harmonia.server.rest.context import Context, json_response
@@ -20,8 +20,6 @@ from harmonia.server.rest.prompts import check_tokens
 from harmonia.server.rest.schemas.fields import GenerationRequest, ResponseModel
 from harmonia.server.rest.sse import ChunkEncoder, EventStream, Telling
 from harmonia.server.rest.target import Target
-
-log = get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -71,41 +69,34 @@ class Exchange:
         return EventStream(caller, source, first, telling)
 
     async def _ask(self, take: Callable[[Source], Awaitable[T]]) -> T:
-        """What `take` makes of the answer. Its caller has seen nothing yet, so a lost worker is replaced by another."""
-        lost: dict[str, WorkerLostError] = {}
-        while True:
-            source, replica = self._open(lost)
-            try:
-                return await take(source)
-            except WorkerLostError as error:
-                if replica is None:
-                    raise
-                log.warning("worker %s is lost with a request; trying another: %s", replica, error)
-                lost[replica] = error
-            except BaseException:
-                source.cancel()
-                raise
-
-    def _open(self, lost: dict[str, WorkerLostError]) -> tuple[Source, str | None]:
-        """The events, and the worker from which they come."""
-        if self.target.external is not None:
+        """What `take` makes of the answer. Its caller has seen nothing yet, so another worker may be asked."""
+        external = self.target.external
+        if external is not None:
             if len(self.asked) > 1:
                 raise InvalidRequestError("prompt: an external model takes one prompt at a time", field="prompt")
-            return self.target.external.generate(self.asked[0]), None
-        try:
-            replica = self.api.router.pick(self.target.key, self.asked[0].session_id, lost)
-        except (UnavailableError, UnknownModelError):
-            if lost:
-                raise list(lost.values())[-1] from None
-            raise
+            return await _taken(take, external.generate(self.asked[0]))
+        attempts = Attempts(self.api.router, self.target.key, self.asked[0].session_id)
+        while True:
+            replica = attempts.next()
+            self._check(replica)
+            try:
+                return await _taken(take, self.api.router.generate(replica, *self.asked))
+            except ELSEWHERE as error:
+                attempts.failed(replica, error)
+
+    def _check(self, replica: Replica) -> None:
+        """What only the vocabulary can say about the request."""
         vocab_size = replica.description.vocab_size
         self.asked[0].sampling.validate(vocab_size)
         check_tokens([request.prompt for request in self.asked], vocab_size, "prompt")
-        try:
-            return self.api.router.generate(replica, *self.asked), replica.replica
-        except WorkerLostError as error:
-            lost[replica.replica] = error
-            return self._open(lost)
+
+
+async def _taken(take: Callable[[Source], Awaitable[T]], source: Source) -> T:
+    try:
+        return await take(source)
+    except BaseException:
+        source.cancel()
+        raise
 
 
 async def _begin(source: Source) -> tuple[Source, list[Event]]:

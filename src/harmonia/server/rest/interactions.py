@@ -65,7 +65,7 @@ class InteractionRequest(msgspec.Struct, forbid_unknown_fields=True):
 class FeedbackRequest(msgspec.Struct, forbid_unknown_fields=True):
     """A score of a completion."""
 
-    completion_id: uuid.UUID
+    completion_id: str
     metric: str
     value: Any
     reason: str | None = None
@@ -134,7 +134,7 @@ async def create_feedback(request: Request, services: Server, caller: KnownCalle
     new = NewScore(
         metric=body.metric, value=body.value, reason=body.reason, details=body.details, user=_text(body.user_id)
     )
-    score = await services.feedback.score(caller, body.completion_id, new)
+    score = await services.feedback.score(caller, _completion_id(body.completion_id, "completion_id"), new)
     return _json({"feedback_id": str(score.row.id)})
 
 
@@ -166,13 +166,16 @@ async def create_outcome(request: Request, services: Server, caller: KnownCaller
 
 
 def _side(item: str | AnswerText, field: str) -> uuid.UUID | Answer:
-    if isinstance(item, AnswerText):
-        return Answer(item.text, item.model)
+    return Answer(item.text, item.model) if isinstance(item, AnswerText) else _completion_id(item, field)
+
+
+def _completion_id(text: str, field: str) -> uuid.UUID:
     try:
-        return uuid.UUID(item)
+        return uuid.UUID(text)
     except ValueError as error:
         raise InvalidRequestError(
-            f"{field}: {item[:80]!r} is no id of a completion; give one, or its text and model", field=field
+            f"{field}: {text[:80]!r} is no id of a completion; an answer has it in choices[].completion_id, not in id",
+            field=field,
         ) from error
 
 

@@ -34,7 +34,9 @@ def make_operations_router(services: Services, metrics: Metrics) -> APIRouter:
     async def show_metrics() -> Response:
         """Everything that is counted, in Prometheus' text format."""
         reports = [
-            WorkerReport(replica.replica, replica.backbone, replica.keys, stats)
+            WorkerReport(
+                replica.replica, replica.backbone, replica.keys, stats, services.allotments.pool_of(replica.replica)
+            )
             for replica, stats in await services.serving.router.stats()
         ]
         text = metrics.render(reports) + generate_latest(services.database.usage.registry)

@@ -19,12 +19,12 @@ from harmonia.server.rest.prompts import parse_prompts
 from harmonia.server.rest.schemas import ChatRequest, CompletionRequest
 from harmonia.server.rest.schemas.fields import GenerationRequest
 from harmonia.server.rest.sse import Observer
-from harmonia.server.rest.target import ModelRequest, Target
+from harmonia.server.rest.target import ExternalModel, ModelRequest, Target
 from harmonia.server.services.access import ProjectAccess, bearer
-from harmonia.server.services.interactions.inference import Chosen
-from harmonia.server.services.interactions.writer import Interaction, checked_labels
+from harmonia.server.services.interactions.inference import AskedModel, Chosen
+from harmonia.server.services.interactions.interaction import Interaction, checked_labels
 from harmonia.server.services.models.deployments import PERMISSION
-from harmonia.server.services.models.models import EXTERNAL
+from harmonia.server.services.models.models import EXTERNAL, TOKENS_TO_GENERATE
 from harmonia.server.services.services import Services
 
 _PARAMETERS = (
@@ -61,9 +61,17 @@ async def project_target(services: Services, request: Request, body: ModelReques
         key=chosen.model.key,
         shown=chosen.name,
         max_ttft_ms=chosen.service.max_ttft_ms,
-        external=services.external.model(chosen.model) if chosen.model.kind == EXTERNAL else None,
+        max_tokens=chosen.model.compute.get(TOKENS_TO_GENERATE),
+        external=_external(services, chosen.model),
         observe=observe,
     )
+
+
+def _external(services: Services, model: AskedModel) -> ExternalModel | None:
+    if model.kind != EXTERNAL:
+        return None
+    assert model.external is not None and model.secret is not None
+    return services.external.model(model.key, model.external, model.secret)
 
 
 async def _access(services: Services, request: Request, project: str) -> ProjectAccess:

@@ -36,6 +36,8 @@ class Target:
     """For the caller."""
     max_ttft_ms: int | None = None
     """For requests that set no bound of their own; None: the worker's."""
+    max_tokens: int | None = None
+    """Longest answer to requests that do not say; None: what the endpoint's own rule gives."""
     external: ExternalModel | None = None
     """Instead of the router's."""
     observe: Observer | None = None

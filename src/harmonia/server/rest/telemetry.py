@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from harmonia import tracing
+from harmonia.log import REQUEST_ID
+from harmonia.server.rest.request_id import QUIET
 from harmonia.server.services.telemetry import Metrics
 
 UNMATCHED = "unmatched"
 
 
 class Telemetry:
-    """Reports route, status and duration of each request."""
+    """Reports route, status and duration of each request, and begins its trace, or continues its caller's."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, prefixes: tuple[str, ...]) -> None:
         self._app = app
@@ -33,12 +37,16 @@ class Telemetry:
                 status = message["status"]
             await send(message)
 
-        try:
-            await self._app(scope, receive, observe)
-        finally:
-            state, seconds = scope.get("state", {}), time.perf_counter() - started
-            operation = state.get("graphql_operation", "")
-            self._metrics.observe_request(self._route(scope), status, seconds, state.get("model"), operation)
+        traced = tracing.is_on() and scope["path"] not in QUIET
+        with tracing.incoming(scope["method"], scope["headers"]) if traced else tracing.SILENT as span:
+            try:
+                await self._app(scope, receive, observe)
+            finally:
+                state, seconds = scope.get("state", {}), time.perf_counter() - started
+                route, operation = self._route(scope), state.get("graphql_operation", "")
+                self._metrics.observe_request(route, status, seconds, state.get("model"), operation)
+                if traced:
+                    _tell(span, f"{scope['method']} {route}", status, state)
 
     def _route(self, scope: Scope) -> str:
         """The template that matched, not the path: a label for each path would never end."""
@@ -49,3 +57,19 @@ class Telemetry:
         prefix = next((prefix for prefix in self._prefixes if scope["path"].startswith(f"{prefix}/")), "")
         # Some versions of FastAPI leave the prefix of an included router out of its routes.
         return template if template.startswith(prefix) else prefix + template
+
+
+def _tell(span: tracing.Span, name: str, status: int, state: Mapping[str, str]) -> None:
+    """What is known at the end. No address and no header: they may hold secrets, and the route tells enough."""
+    method, _, route = name.partition(" ")
+    told: dict[str, str | int] = {
+        "http.request.method": method,
+        "http.route": route,
+        "http.response.status_code": status,
+        "harmonia.request_id": REQUEST_ID.get(),
+    }
+    named = {"gen_ai.request.model": state.get("model"), "graphql.operation.name": state.get("graphql_operation")}
+    span.rename(name)
+    span.note({**told, **{key: value for key, value in named.items() if value}})
+    if status >= 500:
+        span.fail(f"HTTP {status}")

@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, Select, Uuid, and_, bindparam, case, cast,
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
+from harmonia import tracing
 from harmonia.errors import AuthenticationError, EntityNotFoundError, PermissionDeniedError
 from harmonia.server.db.base import now_ms
 from harmonia.server.db.database import Database
@@ -75,7 +76,9 @@ def bearer(authorization: str | None) -> str:
 
 
 def by_id_or_key(
-    id_column: InstrumentedAttribute[uuid.UUID], key_column: InstrumentedAttribute[str], text: str
+    id_column: InstrumentedAttribute[uuid.UUID] | InstrumentedAttribute[uuid.UUID | None],
+    key_column: InstrumentedAttribute[str],
+    text: str,
 ) -> ColumnElement[bool]:
     """Matches the row with this id or this key."""
     try:
@@ -92,7 +95,8 @@ class Access:
 
     async def caller(self, api_key: str) -> Caller:
         """Whoever owns a key; `AuthenticationError` if nobody does any longer."""
-        row = await self._database.first(_CALLER, {"digest": digest_of(api_key), "now": now_ms()})
+        with tracing.span("identify caller"):
+            row = await self._database.first(_CALLER, {"digest": digest_of(api_key), "now": now_ms()})
         if row is None:
             raise AuthenticationError("the API key is not one that this server knows, or it was revoked")
         return Caller(row.id, row.email, row.job_id)
@@ -103,7 +107,8 @@ class Access:
         Raises `AuthenticationError`, `EntityNotFoundError` or `PermissionDeniedError`.
         """
         values = {"digest": digest_of(api_key), "now": now_ms(), "permission": permission, **_project_values(project)}
-        row = await self._database.first(_BY_KEY, values)
+        with tracing.span("check permission", {"harmonia.permission": permission}):
+            row = await self._database.first(_BY_KEY, values)
         if row is not None:
             return ProjectAccess(Caller(row.id, row.email, row.job_id), row.project_id, row.project_key)
         return await self.require(await self.caller(api_key), project, permission)
@@ -149,6 +154,20 @@ async def require_anywhere(session: AsyncSession, caller: Caller, permission: st
         raise PermissionDeniedError(
             f"{caller.email} lacks the permission {permission!r}; ask an admin for a role with it"
         )
+
+
+async def require_somewhere(session: AsyncSession, caller: Caller, *permissions: str) -> None:
+    """Raise `PermissionDeniedError` unless the caller has one of the permissions in a team, or where one was let in."""
+    assert PERMISSIONS.keys() >= set(permissions), permissions
+    lent = select(ProjectShare.role_id).where(ProjectShare.team_id == TeamMember.team_id)
+    query = (
+        select(TeamMember.id)
+        .join(RolePermission, or_(RolePermission.role_id == TeamMember.role_id, RolePermission.role_id.in_(lent)))
+        .where(TeamMember.user_id == caller.user_id, RolePermission.permission.in_(permissions))
+    )
+    if (await session.execute(query.limit(1))).first() is None:
+        wanted = " or ".join(map(repr, permissions))
+        raise PermissionDeniedError(f"{caller.email} lacks the permission {wanted} everywhere; ask for a role with it")
 
 
 def refuse_jobs(caller: Caller) -> None:

@@ -11,8 +11,10 @@ from sqlalchemy import ColumnElement, exists, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from harmonia.errors import EntityNotFoundError, InvalidRequestError
-from harmonia.server.db.base import MAX_KEY
+from harmonia.server.db.abtests import AbCampaign
+from harmonia.server.db.base import MAX_KEY, now_ms
 from harmonia.server.db.database import Database
+from harmonia.server.db.graders import Grader
 from harmonia.server.db.metrics import Comparison, DirectScore, Metric
 from harmonia.server.db.projects import Project
 from harmonia.server.services.access import Caller, by_id_or_key, require_in_project, visible_projects
@@ -21,8 +23,12 @@ from harmonia.server.services.keys import checked_key, key_from
 
 SCALAR, BOOL = "SCALAR", "BOOL"
 HIGHER_IS_BETTER, LOWER_IS_BETTER = "HIGHER_IS_BETTER", "LOWER_IS_BETTER"
+SYSTEM = "SYSTEM"
+"""The category of metrics that this server fills itself, and the source of their scores."""
 MAX_UNIT = 64
 _READ = "metric:read"
+IS_THERE = Metric.deleted_at.is_(None)
+"""Metrics that were not deleted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,10 +91,22 @@ class MetricsRegistry:
             await session.flush()
             return (await metric_infos(session, Metric.id == row.id))[0]
 
+    async def delete(self, caller: Caller, project: str, metric: str) -> None:
+        """Take no more scores in a metric, and show neither it nor those that it has any longer.
+
+        Needs `metric:create`. A metric that a grader writes or an A/B test measures by is refused.
+        """
+        async with self._database.begin() as session:
+            access = await require_in_project(session, caller, project, "metric:create")
+            row = await metric_named(session, access.project_id, metric)
+            await _require_unused(session, row)
+            record(session, caller, "metric.delete", f"metric/{row.key}", project=access.project_key)
+            row.key, row.deleted_at = f"~{row.id}", now_ms()
+
     async def all(self, caller: Caller, categories: Collection[str] | None = None) -> list[MetricInfo]:
         """Those of every project whose metrics the caller may see."""
         async with self._database.read() as session:
-            wanted = [Metric.project_id.in_(visible_projects(caller, _READ)), *_in(categories)]
+            wanted = [Metric.project_id.in_(visible_projects(caller, _READ)), IS_THERE, *_in(categories)]
             return await metric_infos(session, *wanted)
 
     async def of_project(
@@ -97,13 +115,14 @@ class MetricsRegistry:
         """Those of one project; none if the caller may not see them."""
         async with self._database.read() as session:
             wanted = [Metric.project_id == project_id, Metric.project_id.in_(visible_projects(caller, _READ))]
-            return await metric_infos(session, *wanted, *_in(categories))
+            return await metric_infos(session, *wanted, IS_THERE, *_in(categories))
 
     async def find(self, caller: Caller, project: str, metric: str) -> MetricInfo | None:
         """One by id or key; None if there is none that the caller may see."""
         async with self._database.read() as session:
             infos = await metric_infos(
                 session,
+                IS_THERE,
                 by_id_or_key(Metric.id, Metric.key, metric),
                 Metric.project_id.in_(select(Project.id).where(by_id_or_key(Project.id, Project.key, project))),
                 Metric.project_id.in_(visible_projects(caller, _READ)),
@@ -135,9 +154,23 @@ async def add_metric(session: AsyncSession, project_id: uuid.UUID, new: NewMetri
     return row
 
 
+async def _require_unused(session: AsyncSession, metric: Metric) -> None:
+    grader = (await session.execute(select(Grader.key).where(Grader.metric_id == metric.id))).scalar()
+    if grader is not None:
+        raise InvalidRequestError(
+            f"the grader {grader!r} writes its scores into {metric.key!r}; delete the grader first", field="metric"
+        )
+    running = select(AbCampaign.key).where(AbCampaign.metric_id == metric.id, AbCampaign.ended_at.is_(None))
+    campaign = (await session.execute(running)).scalar()
+    if campaign is not None:
+        raise InvalidRequestError(
+            f"the A/B test {campaign!r} measures by {metric.key!r}; cancel it first", field="metric"
+        )
+
+
 async def metric_named(session: AsyncSession, project_id: uuid.UUID, metric: str) -> Metric:
     """A metric of a project by id or key, inside a transaction; `EntityNotFoundError` if there is none."""
-    query = select(Metric).where(Metric.project_id == project_id, by_id_or_key(Metric.id, Metric.key, metric))
+    query = select(Metric).where(Metric.project_id == project_id, IS_THERE, by_id_or_key(Metric.id, Metric.key, metric))
     row = (await session.execute(query)).scalar_one_or_none()
     if row is None:
         raise EntityNotFoundError(f"Metric {metric!r} does not exist", entity="metric")

@@ -12,7 +12,8 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 _KEPT = (
@@ -34,6 +35,8 @@ _KEPT = (
     "no_proxy",
 )
 """What programs need of an environment; keys, tokens and addresses of databases are not among it."""
+_PROC = Path("/proc")
+_LOOK_AGAIN_S = 0.05
 _PR_SET_PDEATHSIG = 1
 _NICE = 5
 """Serving goes first."""
@@ -65,7 +68,7 @@ async def start(
         stdout=asyncio.subprocess.PIPE if reads else asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=_prepare if sys.platform == "linux" else None,
+        preexec_fn=partial(_prepare, os.getpid()) if sys.platform == "linux" else None,
     )
 
 
@@ -86,6 +89,53 @@ async def stop(process: asyncio.subprocess.Process, patience_s: float) -> None:
     await process.wait()
 
 
-def _prepare() -> None:
+async def end_leftovers(variable: str, values: set[str], patience_s: float) -> int:
+    """Kill what an earlier server of this user started with a variable of one of these values, whoever started it in
+    turn, and wait until it is gone. Returns how many processes that were."""
+    ended: set[int] = set()
+    give_up_at = asyncio.get_running_loop().time() + patience_s
+    while values and (found := await asyncio.to_thread(_with_variable, variable, values)):
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        ended |= found
+        if asyncio.get_running_loop().time() > give_up_at:
+            break
+        await asyncio.sleep(_LOOK_AGAIN_S)
+    return len(ended)
+
+
+def memory_of_group(leader: int) -> int:
+    """Bytes that a process and all that it started hold in memory; what several share counts once."""
+    total = 0
+    for folder in _processes():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            # After the name, which may hold anything: state, parent, group.
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[2]) != leader:
+                continue
+            lines = (folder / "smaps_rollup").read_text().splitlines()
+            total += 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def _with_variable(variable: str, values: set[str]) -> set[int]:
+    """Processes that were started with a variable of one of these values, this one left out."""
+    wanted = {f"{variable}={value}".encode() for value in values}
+    found: set[int] = set()
+    for folder in _processes():
+        with contextlib.suppress(OSError):  # gone, or somebody else's
+            if not wanted.isdisjoint((folder / "environ").read_bytes().split(b"\0")):
+                found.add(int(folder.name))
+    return found - {os.getpid()}
+
+
+def _processes() -> Iterator[Path]:
+    """Folders of all processes; none where the system has no such folders."""
+    return (folder for folder in _PROC.iterdir() if folder.name.isdigit()) if _PROC.is_dir() else iter(())
+
+
+def _prepare(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)  # the server was killed before the signal was asked for
     os.nice(_NICE)

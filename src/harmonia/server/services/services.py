@@ -8,12 +8,18 @@ from harmonia.server.services.abtests.abtests import ABTests, make_default
 from harmonia.server.services.access import Access
 from harmonia.server.services.audit import AuditLog
 from harmonia.server.services.datasets.datasets import Datasets
+from harmonia.server.services.datasets.filtered import FilteredDatasets
 from harmonia.server.services.datasets.uploads import Uploads
 from harmonia.server.services.files import Files
 from harmonia.server.services.graders.graders import Graders
+from harmonia.server.services.graders.grading import Grading
+from harmonia.server.services.graders.judging import Judges
 from harmonia.server.services.interactions.feedback import Feedback
 from harmonia.server.services.interactions.inference import Inference
 from harmonia.server.services.interactions.interactions import Interactions
+from harmonia.server.services.interactions.journal import Journal
+from harmonia.server.services.interactions.selection import Selections
+from harmonia.server.services.interactions.surroundings import Surroundings
 from harmonia.server.services.interactions.writer import InteractionWriter
 from harmonia.server.services.jobs.jobs import Jobs
 from harmonia.server.services.jobs.monitoring import Monitoring
@@ -21,9 +27,14 @@ from harmonia.server.services.jobs.recipes import Recipes
 from harmonia.server.services.jobs.reports import JobReports
 from harmonia.server.services.jobs.runner import JobRunner
 from harmonia.server.services.metrics import MetricsRegistry
+from harmonia.server.services.models.allotments import Allotments
+from harmonia.server.services.models.asking import Asking
 from harmonia.server.services.models.compute import Compute
+from harmonia.server.services.models.deletion import Deletion
 from harmonia.server.services.models.deployments import Deployments
+from harmonia.server.services.models.devices import find_pools
 from harmonia.server.services.models.external import ExternalModels
+from harmonia.server.services.models.imports import HubImports
 from harmonia.server.services.models.models import Models
 from harmonia.server.services.models.serving import Serving
 from harmonia.server.services.notifications.integrations import Integrations
@@ -31,7 +42,9 @@ from harmonia.server.services.notifications.notifications import Notifications
 from harmonia.server.services.people.api_keys import ApiKeys
 from harmonia.server.services.people.login import Logins
 from harmonia.server.services.people.people import People
+from harmonia.server.services.people.project_changes import ProjectChanges
 from harmonia.server.services.people.projects import Projects
+from harmonia.server.services.people.user_changes import UserChanges
 from harmonia.server.services.secrets import Secrets
 
 
@@ -46,6 +59,7 @@ class Services:
         self.api_keys = ApiKeys(database)
         self.audit = AuditLog(database)
         self.people = People(database)
+        self.user_changes = UserChanges(database)
         self.projects = Projects(database)
         self.files = Files(config)
         self.uploads = Uploads(config, database, self.files)
@@ -55,33 +69,53 @@ class Services:
         self.secrets = Secrets(config)
         self.notifications = Notifications(config.notifications, database, self.secrets)
         self.models = Models(database, config.registry, self.secrets)
-        self.serving = Serving(config, database, self.notifications)
-        self.deployments = Deployments(database, self.serving)
-        self.compute = Compute(database, self.serving)
-        self.job_runner = JobRunner(config, database, self.notifications)
-        self.jobs = Jobs(database, self.recipes, self.job_runner, self.notifications)
-        self.job_reports = JobReports(database, self.files, self.uploads, self.models, self.notifications)
-        self.interaction_writer = InteractionWriter(database)
-        self.interactions = Interactions(database, self.interaction_writer)
-        self.metrics_registry = MetricsRegistry(database)
+        self.allotments = Allotments(find_pools(config.compute))
+        self.serving = Serving(config, database, self.notifications, self.allotments)
+        self.deletion = Deletion(database, config.registry)
+        self.imports = HubImports(config, database, self.models, self.secrets, self.notifications)
+        self.project_changes = ProjectChanges(database, self.serving)
+        self.deployments = Deployments(database, self.serving, self.deletion)
+        self.compute = Compute(database, self.serving, self.allotments)
+        self.job_runner = JobRunner(config, database, self.notifications, self.allotments)
+        self.jobs = Jobs(database, self.files, self.recipes, self.job_runner, self.notifications, self.allotments)
+        self.job_reports = JobReports(
+            database, self.files, self.uploads, self.models, self.notifications, self.job_runner
+        )
         self.abtests = ABTests(database, make_default)
         self.external = ExternalModels(self.secrets, config.http_client.timeout_secs)
         self.inference = Inference(database, self.serving.router, self.abtests)
-        self.feedback = Feedback(database, self.interaction_writer, self.abtests)
-        self.graders = Graders(config.graders, database)
+        self.metrics_registry = MetricsRegistry(database)
         self.integrations = Integrations(database, self.secrets, self.notifications)
+        self._make_interactions(config, database)
+
+    def _make_interactions(self, config: ControlConfig, database: Database) -> None:
+        """What was asked and answered, and what is made of it."""
+        journal = Journal(config.folder / "journal", database.shown)
+        self.interaction_writer = writer = InteractionWriter(database, journal)
+        self.interactions = Interactions(database, writer)
+        self.surroundings = Surroundings(database)
+        self.selections = Selections(database, writer)
+        self.filtered_datasets = FilteredDatasets(database, writer, self.selections, self.datasets)
+        self.feedback = Feedback(database, writer, self.abtests)
+        asking = Asking(self.serving.router, self.external, config.server.timeout_seconds)
+        self.graders = Graders(config.graders, database, Judges(asking))
+        self.grading = Grading(database, writer, self.graders, self.abtests)
 
     async def start(self) -> None:
         """Begin what runs in the background."""
         self.interaction_writer.start()
+        await self.compute.start()
         await self.serving.start()
         await self.uploads.start()
         await self.datasets.start()
+        await self.deletion.start()
+        await self.imports.start()
         await self.job_runner.start()
         self.notifications.start()
 
     async def close(self) -> None:
         """End it, losing nothing, and close the database."""
+        await self.imports.close()
         await self.job_runner.close()
         await self.datasets.close()
         await self.uploads.close()

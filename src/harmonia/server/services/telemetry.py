@@ -55,6 +55,7 @@ class WorkerReport(msgspec.Struct, frozen=True):
     backbone: str
     models: frozenset[str]
     stats: Stats
+    pool: str = POOL
 
 
 class Metrics:
@@ -139,17 +140,18 @@ class _Snapshot(Collector):
 
     def _seed_names(self) -> Iterator[Metric]:
         ttft = HistogramMetricFamily("harmony_ttft_ms", "Time to the first token, queue included", labels=_POOL_LABELS)
+        pools = {report.replica: report.pool for report in self._reports}
         for model, replica, histograms in self._histograms_by_model():
             if "ttft_seconds" in histograms:
                 seconds = histograms["ttft_seconds"]
-                ttft.add_metric((POOL, model, replica), _buckets(seconds, 1000.0), 1000.0 * seconds.total)
+                ttft.add_metric((pools[replica], model, replica), _buckets(seconds, 1000.0), 1000.0 * seconds.total)
         timeouts = UnknownMetricFamily("harmony_ttft_timeout_count", _help("ttft_timeouts"), labels=_POOL_LABELS)
         requests = UnknownMetricFamily("harmony_generation_requests_count", _help("requests"), labels=_POOL_LABELS)
         generated = CounterMetricFamily("concorde_token_generated", _help("generated_tokens"), labels=_MODEL_LABELS)
         processed = CounterMetricFamily("concorde_token_processed", _help("prompt_tokens"), labels=_MODEL_LABELS)
         for model, replica, counters in self._by_model():
-            timeouts.add_metric((POOL, model, replica), counters.get("ttft_timeouts", 0.0))
-            requests.add_metric((POOL, model, replica), counters.get("requests", 0.0))
+            timeouts.add_metric((pools[replica], model, replica), counters.get("ttft_timeouts", 0.0))
+            requests.add_metric((pools[replica], model, replica), counters.get("requests", 0.0))
             generated.add_metric((model, replica), counters.get("generated_tokens", 0.0))
             processed.add_metric((model, replica), counters.get("prompt_tokens", 0.0))
         yield from (ttft, timeouts, requests, generated, processed)

@@ -91,6 +91,8 @@ class Datasets:
 
     async def create_from_upload(self, caller: Caller, new: NewDataset, session_id: str) -> Dataset:
         """A data set of an upload in parts, which all have come; it is processed in the background."""
+        async with self._database.read() as session:
+            await require_in_project(session, caller, new.project, _CREATE)
         await self._uploads.require_complete(caller, session_id)
         row = await self._insert(caller, new, PENDING, session_id)
         self._processing.begin(row.id)

@@ -52,6 +52,13 @@ _SAMPLE_KINDS: dict[type[DatasetSampleType], str] = {
     DatasetMetricSample: SCORE,
     DatasetPreferenceSample: PREFERENCE,
 }
+_RECIPE_FORMS: dict[str, type[DatasetSampleType]] = {
+    "good_completion": DatasetPreferenceSample,
+    "bad_completion": DatasetPreferenceSample,
+    "metrics": DatasetMetricSample,
+    "completion": DatasetSample,
+}
+"""By the first of these keys that a row has."""
 
 Turn = list[Any]
 """`[role, content]`."""
@@ -99,8 +106,9 @@ def parse_row(raw: Mapping[str, Any]) -> Row:
 
 
 def _recipe_row(given: dict[str, Any]) -> Row:
-    """A row as recipes read and write it."""
-    parsed = parse_sample(given)
+    """A row as recipes read and write it, in the form that its keys stand for: none of them is lost unseen."""
+    form = next((form for key, form in _RECIPE_FORMS.items() if key in given), DatasetPromptSample)
+    parsed = parse_sample(given, (form,))
     kind = _SAMPLE_KINDS[type(parsed)]
     sample = parsed.model_dump(mode="json", exclude_none=True)
     sample["prompt"] = [_recipe_turn(turn, f"prompt[{at}]") for at, turn in enumerate(sample["prompt"])]

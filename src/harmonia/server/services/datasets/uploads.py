@@ -18,7 +18,7 @@ from harmonia.log import get_logger
 from harmonia.server.db.base import MAX_KEY, now_ms
 from harmonia.server.db.database import Database
 from harmonia.server.db.uploads import UploadSession
-from harmonia.server.services.access import Caller
+from harmonia.server.services.access import Caller, require_somewhere
 from harmonia.server.services.files import Files, new_name, part_name
 
 log = get_logger(__name__)
@@ -74,7 +74,7 @@ class Uploads:
     # ------------------------------------------------------------------------------------------------- for clients
 
     async def begin(self, caller: Caller, new: NewUpload) -> UploadSession:
-        """A session of the caller."""
+        """A session of the caller, who may make data sets or run jobs somewhere: both end here."""
         if not 1 <= new.total_parts <= MAX_PARTS:
             raise InvalidRequestError(
                 f"total_parts_count is {new.total_parts}; give 1 to {MAX_PARTS}, with at most {MAX_PART_BYTES} bytes "
@@ -93,6 +93,7 @@ class Uploads:
             expires_at=now_ms() + self._lifetime_ms,
         )
         async with self._database.begin() as session:
+            await require_somewhere(session, caller, "dataset:create", "project:adapt")
             session.add(row)
         return row
 

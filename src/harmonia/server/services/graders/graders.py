@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from harmonia.client.grades import Grade
 from harmonia.config.control import Graders as Settings
-from harmonia.errors import EntityNotFoundError, HarmoniaError, InvalidRequestError
+from harmonia.errors import EntityNotFoundError, InvalidRequestError
 from harmonia.graders.exceptions import IgnoreGradeException
 from harmonia.server.db.base import now_ms
 from harmonia.server.db.database import Database
@@ -20,19 +20,29 @@ from harmonia.server.db.graders import Grader, RemoteEnv
 from harmonia.server.db.metrics import Metric
 from harmonia.server.db.models import Model
 from harmonia.server.db.projects import Project
-from harmonia.server.services.access import Caller, by_id_or_key, require_anywhere, require_in_project
+from harmonia.server.services.access import (
+    Caller,
+    by_id_or_key,
+    require_anywhere,
+    require_in_project,
+    visible_projects,
+)
 from harmonia.server.services.audit import record
 from harmonia.server.services.graders.configs import (
     FUNCTION,
+    JUDGE,
+    PREBUILT,
     REMOTE,
     Config,
     FunctionConfig,
+    JudgeConfig,
     RemoteConfig,
     kept,
     model_of,
     require_config,
     sample_thread,
 )
+from harmonia.server.services.graders.judging import Graded, Judges, check_templates
 from harmonia.server.services.graders.remote import RemoteGraders, ServerInfo
 from harmonia.server.services.graders.sandbox import Sandbox, Validation
 from harmonia.server.services.keys import checked_key, checked_name, key_from
@@ -42,9 +52,6 @@ from harmonia.server.services.outbound import OutboundError, checked_url
 from harmonia.threads import StringThread
 
 _WRITE, _READ = "metric:create", "metric:read"
-
-Graded = Grade | IgnoreGradeException | HarmoniaError
-"""A grade, or why there is none: the grader left the conversation out, or failed on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +97,9 @@ class NewRemoteEnv:
 class Graders:
     """Makes, finds and runs graders."""
 
-    def __init__(self, settings: Settings, database: Database) -> None:
+    def __init__(self, settings: Settings, database: Database, judges: Judges) -> None:
         self._database = database
+        self._judges = judges
         self._sandbox = Sandbox(settings)
         self._remote = RemoteGraders(settings)
 
@@ -180,6 +188,13 @@ class Graders:
         async with self._database.read() as session:
             return await _info(session, await _named(session, caller, project, grader, _READ))
 
+    async def of_metric(self, caller: Caller, project_id: uuid.UUID, metric_id: uuid.UUID) -> GraderInfo | None:
+        """What writes a metric's scores, if a grader does and the caller may see it."""
+        async with self._database.read() as session:
+            visible = Grader.project_id.in_(visible_projects(caller, _READ))
+            query = _infos().where(Grader.project_id == project_id, Grader.metric_id == metric_id, visible)
+            return next(iter(await _found(session, query.order_by(Grader.created_at))), None)
+
     async def validate(self, caller: Caller, project: str, code: str, sample: object) -> Validation:
         """Look at a function, and try it on a sample in JSON; None: one of our own."""
         await self._require(caller, project, _WRITE)
@@ -204,6 +219,8 @@ class Graders:
         if grader.kind == REMOTE:
             rewards = await self._remote.score(grader.key, grader.config["url"], threads)
             return [Grade(reward, grader.key, reasoning) for reward, reasoning in rewards]
+        if grader.kind in (JUDGE, PREBUILT):
+            return await self._judges.grade(grader, await self._judge(grader), threads)
         raise InvalidRequestError(
             f"grader {grader.key!r} is of type {grader.kind}, which only a recipe can run; run one with this grader",
             field="grader",
@@ -268,6 +285,12 @@ class Graders:
 
     # ------------------------------------------------------------------------------------------ checks
 
+    async def _judge(self, grader: Grader) -> Model:
+        async with self._database.read() as session:
+            model = await session.get(Model, grader.model_id)
+        assert model is not None  # models that judge cannot be deleted
+        return model
+
     async def _require(self, caller: Caller, project: str, permission: str) -> None:
         """Before anything is run or asked on behalf of the caller."""
         async with self._database.read() as session:
@@ -276,6 +299,8 @@ class Graders:
     async def _completed(self, kind: str, config: Config) -> Config:
         """Checked, and with what only the outside knows."""
         require_config(kind, config)
+        if isinstance(config, JudgeConfig):
+            check_templates(config)
         if isinstance(config, FunctionConfig):
             found = await self._sandbox.validate(config.source_code, sample_thread(None))
             wrong = next((check for check in found.checks if not check.passed and check.name not in _BY_SAMPLE), None)

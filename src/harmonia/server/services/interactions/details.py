@@ -14,7 +14,7 @@ from harmonia.server.db.interactions import Completion, CompletionLabel
 from harmonia.server.db.metrics import Comparison, DirectScore, Metric
 from harmonia.server.db.models import Model
 from harmonia.server.db.projects import Project
-from harmonia.server.services.metrics import MetricInfo, metric_infos
+from harmonia.server.services.metrics import IS_THERE, SYSTEM, MetricInfo, metric_infos
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +61,14 @@ async def details(session: AsyncSession, rows: Sequence[Completion]) -> list[Com
     if not ids:
         return []
     labels = await _labels(session, ids)
-    of_scores = select(DirectScore).where(DirectScore.completion_id.in_(ids)).order_by(DirectScore.created_at)
+    of_scores = select(DirectScore).join(Metric, Metric.id == DirectScore.metric_id).where(IS_THERE)
+    # What the server measured is in the timings and the usage.
+    of_scores = of_scores.where(DirectScore.source != SYSTEM, DirectScore.completion_id.in_(ids)).order_by(
+        DirectScore.created_at
+    )
     scores = list((await session.execute(of_scores)).scalars())
-    of_comparisons = select(Comparison).where(or_(Comparison.preferred_id.in_(ids), Comparison.other_id.in_(ids)))
+    of_comparisons = select(Comparison).join(Metric, Metric.id == Comparison.metric_id).where(IS_THERE)
+    of_comparisons = of_comparisons.where(or_(Comparison.preferred_id.in_(ids), Comparison.other_id.in_(ids)))
     comparisons = list((await session.execute(of_comparisons.order_by(Comparison.created_at))).scalars())
     compared = await _compared(session, rows, comparisons)
     metrics = await _metrics(session, [*(row.metric_id for row in scores), *(row.metric_id for row in comparisons)])

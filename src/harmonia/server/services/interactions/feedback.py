@@ -18,8 +18,9 @@ from harmonia.server.db.metrics import Comparison, DirectScore, Metric, Outcome
 from harmonia.server.services.abtests.abtests import ABTests
 from harmonia.server.services.access import Caller, ProjectAccess, require_in_project
 from harmonia.server.services.interactions.details import ScoreInfo
-from harmonia.server.services.interactions.writer import Interaction, InteractionWriter, rows_of
-from harmonia.server.services.metrics import checked_value, metric_infos, metric_named
+from harmonia.server.services.interactions.interaction import Interaction, rows_of
+from harmonia.server.services.interactions.writer import InteractionWriter
+from harmonia.server.services.metrics import SYSTEM, checked_value, metric_infos, metric_named
 from harmonia.server.services.models.deployments import named_service
 
 
@@ -143,6 +144,10 @@ async def add_score(
 ) -> DirectScore:
     """A score's row inside a transaction."""
     metric = await metric_named(session, access.project_id, new.metric)
+    if metric.category == SYSTEM:
+        raise InvalidRequestError(
+            f"the metric {metric.key!r} is measured by this server; log into one of your own", field="metric"
+        )
     row = DirectScore(
         completion_id=completion_id,
         metric_id=metric.id,
@@ -160,7 +165,10 @@ async def add_score(
 async def _completion(session: AsyncSession, completion_id: uuid.UUID) -> Completion:
     found = await session.get(Completion, completion_id)
     if found is None:
-        raise EntityNotFoundError(f"Completion {completion_id} does not exist", entity="completion")
+        raise EntityNotFoundError(
+            f"Completion {completion_id} does not exist; an answer has its id in choices[].completion_id",
+            entity="completion",
+        )
     return found
 
 

@@ -19,6 +19,8 @@ from harmonia.server.services.metrics import metric_named
 
 MAX_CONDITIONS = 500
 """Conditions of one filter: SQLite takes no deeper expression than 1000."""
+MAX_IDS = 10_000
+"""Completions that one filter names: databases take some 32,000 values of a statement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,10 @@ class Where:
     completion_id: uuid.UUID | None = None
     completion: TextIs | None = None
     prompt: TextIs | None = None
+    ids: tuple[uuid.UUID, ...] | None = None
+    """One of these completions."""
+    model_key: str | None = None
+    """As groups by model are named: '' where nobody said which model it was."""
 
 
 async def condition(session: AsyncSession, project_id: uuid.UUID, where: Where) -> ColumnElement[bool]:
@@ -100,6 +106,10 @@ async def condition(session: AsyncSession, project_id: uuid.UUID, where: Where) 
     parts = list(_walk(where))
     if len(parts) > MAX_CONDITIONS:
         raise InvalidRequestError(f"a filter has at most {MAX_CONDITIONS} parts, got {len(parts)}", field="filter")
+    if sum(len(part.ids or ()) for part in parts) > MAX_IDS:
+        raise InvalidRequestError(
+            f"at most {MAX_IDS} completions can be named one by one; use conditions for more", field="selection"
+        )
     metrics: dict[str, uuid.UUID] = {}
     for part in parts:
         for name in (part.comparison, None if part.score is None else part.score.metric):
@@ -123,7 +133,7 @@ def _all(where: Where, metrics: Mapping[str, uuid.UUID]) -> ColumnElement[bool]:
     if where.negated is not None:
         # What is not known is not so: without this, its opposite would not be so either.
         parts.append(not_(func.coalesce(_all(where.negated, metrics), false())))
-    return and_(true(), *parts, *_plain(where), *_related(where, metrics))
+    return and_(true(), *parts, *_plain(where), *_identity(where), *_related(where, metrics))
 
 
 def _plain(where: Where) -> Iterator[ColumnElement[bool]]:
@@ -136,8 +146,6 @@ def _plain(where: Where) -> Iterator[ColumnElement[bool]]:
         yield Completion.source.in_(where.sources)
     if where.session_id is not None:
         yield Completion.session_id == where.session_id
-    if where.completion_id is not None:
-        yield Completion.id == where.completion_id
     if where.prompt_hash is not None:
         yield from _one_of(where.prompt_hash, lambda text: Completion.prompt_hash == text)
     for column, text in ((Completion.completion, where.completion), (Completion.prompt, where.prompt)):
@@ -145,6 +153,16 @@ def _plain(where: Where) -> Iterator[ColumnElement[bool]]:
             yield column == text.eq
         if text is not None and text.contains is not None:
             yield column.icontains(text.contains, autoescape=True)
+
+
+def _identity(where: Where) -> Iterator[ColumnElement[bool]]:
+    """Conditions on which completion it is, and on its group."""
+    if where.completion_id is not None:
+        yield Completion.id == where.completion_id
+    if where.ids is not None:
+        yield Completion.id.in_(where.ids)
+    if where.model_key is not None:
+        yield func.coalesce(Completion.model_key, "") == where.model_key
 
 
 def _related(where: Where, metrics: Mapping[str, uuid.UUID]) -> Iterator[ColumnElement[bool]]:

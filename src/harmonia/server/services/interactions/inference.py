@@ -4,18 +4,42 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from sqlalchemy import or_, select
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import Row, Uuid, bindparam, cast, exists, func, or_, select
 
+from harmonia import tracing
 from harmonia.errors import InvalidRequestError, UnavailableError, UnknownModelError
 from harmonia.router import Router
 from harmonia.router.router import LOADING_RETRY_S
+from harmonia.server.db.abtests import AbCampaign
 from harmonia.server.db.database import Database
 from harmonia.server.db.models import Model, ModelService
-from harmonia.server.services.abtests.abtests import ABTests
-from harmonia.server.services.access import ProjectAccess, by_id_or_key
+from harmonia.server.services.abtests.abtests import RUNNING, ABTests
+from harmonia.server.services.access import ProjectAccess
 from harmonia.server.services.models.models import EXTERNAL
+
+
+class AskedService(NamedTuple):
+    """What answering takes of a `ModelService`'s row."""
+
+    id: uuid.UUID
+    key: str
+    max_ttft_ms: int | None
+    desired_online: bool
+
+
+class AskedModel(NamedTuple):
+    """What answering takes of a `Model`'s row."""
+
+    id: uuid.UUID
+    key: str
+    kind: str
+    online: str
+    error: str | None
+    compute: dict[str, Any]
+    external: dict[str, Any] | None
+    secret: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +47,8 @@ class Chosen:
     """The model that answers."""
 
     access: ProjectAccess
-    service: ModelService
-    model: Model
+    service: AskedService
+    model: AskedModel
     campaign_id: uuid.UUID | None = None
     """The A/B test that chose it."""
 
@@ -48,18 +72,35 @@ class Inference:
         ab_campaign: the A/B test to take part in. A project without a default answers with its only model that is
         switched on. Errors: UnknownModelError; UnavailableError for a model that is switched off, loading or broken.
         """
-        campaign_id = None
-        if model is not None and ab_campaign is not None:
-            raise InvalidRequestError("ab_campaign: name a model or an A/B test, not both", field="ab_campaign")
-        if model is None:
-            draw = await self._abtests.draw(access.project_id, ab_campaign)
-            if draw is not None:
-                model, campaign_id = draw.model_key, draw.campaign_id
-        async with self._database.read() as session:
-            found = await (_default(session, access) if model is None else _named(session, access, model))
-        chosen = Chosen(access, *found, campaign_id)
+        with tracing.span("choose model") as span:
+            chosen = await self._chosen(access, model, ab_campaign)
+            span.note({"gen_ai.request.model": chosen.name})
         self._require_online(chosen)
         return chosen
+
+    async def _chosen(self, access: ProjectAccess, model: str | None, ab_campaign: str | None) -> Chosen:
+        if model is not None and ab_campaign is not None:
+            raise InvalidRequestError("ab_campaign: name a model or an A/B test, not both", field="ab_campaign")
+        if model is not None:
+            return await self._named(access, model)
+        row = await self._database.first(_DEFAULT, {"project_id": access.project_id})
+        if ab_campaign is not None or (row is not None and row.is_tested):
+            draw = await self._abtests.draw(access.project_id, ab_campaign)
+            if draw is not None:
+                return await self._named(access, draw.model_key, draw.campaign_id)
+        if row is not None and (row.is_default or row.num_usable == 1):
+            return _chosen(access, row)
+        key = access.project_key
+        what = "no model that is switched on" if row is None else "several models and no default"
+        raise UnknownModelError(
+            f"project {key!r} has {what}; name one as {key}/MODEL, or make one the default", field="model"
+        )
+
+    async def _named(self, access: ProjectAccess, model: str, campaign_id: uuid.UUID | None = None) -> Chosen:
+        row = await self._database.first(_NAMED, _key_values(access, model))
+        if row is None:
+            raise UnknownModelError(f"project {access.project_key!r} has no model {model!r}", field="model")
+        return _chosen(access, row, campaign_id)
 
     def _require_online(self, chosen: Chosen) -> None:
         model = chosen.model
@@ -72,27 +113,46 @@ class Inference:
         raise UnavailableError(f"{chosen.name} is still loading", retry_after_s=LOADING_RETRY_S)
 
 
-async def _named(session: AsyncSession, access: ProjectAccess, model: str) -> tuple[ModelService, Model]:
-    named = or_(by_id_or_key(ModelService.id, ModelService.key, model), by_id_or_key(Model.id, Model.key, model))
-    row = (await session.execute(_IN_PROJECT.where(ModelService.project_id == access.project_id, named))).first()
-    if row is None:
-        raise UnknownModelError(f"project {access.project_key!r} has no model {model!r}", field="model")
-    return row[0], row[1]
+def _chosen(access: ProjectAccess, row: Row[Any], campaign_id: uuid.UUID | None = None) -> Chosen:
+    service, model = row[:_SERVICE_FIELDS], row[_SERVICE_FIELDS : _SERVICE_FIELDS + len(AskedModel._fields)]
+    return Chosen(access, AskedService(*service), AskedModel(*model), campaign_id)
 
 
-async def _default(session: AsyncSession, access: ProjectAccess) -> tuple[ModelService, Model]:
-    usable = or_(ModelService.is_default, ModelService.desired_online)
-    query = _IN_PROJECT.where(ModelService.project_id == access.project_id, usable)
-    rows = (await session.execute(query.order_by(ModelService.is_default.desc()).limit(2))).all()
-    if rows and (rows[0][0].is_default or len(rows) == 1):
-        return rows[0][0], rows[0][1]
-    key = access.project_key
-    what = "several models and no default" if rows else "no model that is switched on"
-    raise UnknownModelError(
-        f"project {key!r} has {what}; name one as {key}/MODEL, or make one the default", field="model"
-    )
+def _key_values(access: ProjectAccess, model: str) -> dict[str, object]:
+    try:
+        model_id = uuid.UUID(model)
+    except ValueError:
+        model_id = None
+    return {"project_id": access.project_id, "wanted_id": model_id, "wanted_key": model}
 
 
+_SERVICE_FIELDS = len(AskedService._fields)
 _IN_PROJECT = (
-    select(ModelService, Model).join(Model, Model.id == ModelService.model_id).where(ModelService.deleted_at.is_(None))
+    select(
+        *(getattr(ModelService, name) for name in AskedService._fields),
+        *(getattr(Model, name) for name in AskedModel._fields),
+    )
+    .join_from(ModelService, Model, Model.id == ModelService.model_id)
+    .where(ModelService.project_id == bindparam("project_id"), ModelService.deleted_at.is_(None))
+)
+_WANTED_ID = cast(bindparam("wanted_id", type_=Uuid), Uuid)
+_NAMED = _IN_PROJECT.where(
+    or_(
+        ModelService.id == _WANTED_ID,
+        ModelService.key == bindparam("wanted_key"),
+        Model.id == _WANTED_ID,
+        Model.key == bindparam("wanted_key"),
+    )
+).limit(1)
+_DEFAULT = (
+    _IN_PROJECT.add_columns(
+        ModelService.is_default,
+        func.count().over().label("num_usable"),
+        exists()
+        .where(AbCampaign.project_id == ModelService.project_id, AbCampaign.status.in_(RUNNING))
+        .label("is_tested"),
+    )
+    .where(or_(ModelService.is_default, ModelService.desired_online))
+    .order_by(ModelService.is_default.desc())
+    .limit(1)
 )

@@ -19,9 +19,10 @@ from harmonia.server.services.access import Caller, require_in_project, visible_
 from harmonia.server.services.interactions.details import CompletionInfo, details
 from harmonia.server.services.interactions.feedback import NewScore, add_score
 from harmonia.server.services.interactions.filters import Where, condition
-from harmonia.server.services.interactions.writer import Interaction, InteractionWriter, checked_labels, rows_of
+from harmonia.server.services.interactions.interaction import Interaction, checked_labels, rows_of
+from harmonia.server.services.interactions.writer import InteractionWriter
 from harmonia.server.services.keyset import Column, Keyset, Order, Page, PageWish
-from harmonia.server.services.metrics import MetricInfo, metric_infos
+from harmonia.server.services.metrics import IS_THERE, MetricInfo, metric_infos
 from harmonia.server.services.models.deployments import named_service
 
 MODEL, PROMPT = "MODEL", "PROMPT"
@@ -186,8 +187,11 @@ class Interactions:
         async with self._database.read() as session:
             return await _page(session, listing, await _wanted(session, caller, listing))
 
-    async def grouped(self, caller: Caller, listing: Listing, by: str) -> GroupPage:
-        """The groups of these completions by MODEL or PROMPT, with statistics of their scores."""
+    async def grouped(self, caller: Caller, listing: Listing, by: str, scored: Where | None = None) -> GroupPage:
+        """The groups of these completions by MODEL or PROMPT, with statistics of their scores.
+
+        scored: of which completions the scores enter the statistics; None: of all.
+        """
         await self._writer.settled()
         async with self._database.read() as session:
             wanted = await _wanted(session, caller, listing)
@@ -197,7 +201,10 @@ class Interactions:
             keyset = Keyset(columns, listing.orders or BY_GROUP, "group")
             found = await keyset.read(session, select(groups), listing.wish)
             total = await _count(session, groups)
-            stats = await _stats(session, wanted, key, [row[0] for row in found.rows])
+            counted = wanted
+            if scored is not None:
+                counted = and_(wanted, await condition(session, await _project(session, caller, listing), scored))
+            stats = await _stats(session, counted, key, [row[0] for row in found.rows])
             return GroupPage([Group(row[0] or None, row[1], stats[row[0]]) for row in found.rows], found, total)
 
     async def members(self, caller: Caller, listing: Listing, by: str, key: str | None) -> CompletionPage:
@@ -208,8 +215,11 @@ class Interactions:
 
 
 async def _wanted(session: AsyncSession, caller: Caller, listing: Listing) -> ColumnElement[bool]:
-    access = await require_in_project(session, caller, listing.project, _READ)
-    return await condition(session, access.project_id, listing.where)
+    return await condition(session, await _project(session, caller, listing), listing.where)
+
+
+async def _project(session: AsyncSession, caller: Caller, listing: Listing) -> uuid.UUID:
+    return (await require_in_project(session, caller, listing.project, _READ)).project_id
 
 
 async def _page(session: AsyncSession, listing: Listing, wanted: ColumnElement[bool]) -> CompletionPage:
@@ -232,7 +242,8 @@ async def _stats(
     scored = (
         select(key.label("key"), DirectScore.metric_id, value.label("value"), mean.label("mean"))
         .join(DirectScore, DirectScore.completion_id == Completion.id)
-        .where(wanted, key.in_(keys))
+        .join(Metric, Metric.id == DirectScore.metric_id)
+        .where(IS_THERE, wanted, key.in_(keys))
         .subquery()
     )
     deviation = scored.c.value - scored.c.mean

@@ -2,30 +2,30 @@
 
 Whoever answers a request must not wait for the disk: interactions are put in a line, and written many at a time. The
 line is short in memory; when it is full, `record` waits for room. A database that fails is asked again; what it refuses
-for good, such as an interaction of a project that was deleted meanwhile, is logged and counted.
+for good, such as an interaction of a project that was deleted meanwhile, is logged and counted. The journal holds what
+is in the line, so that it is written by the next server should this one be killed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import uuid
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Iterable
 
-import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from sqlalchemy import insert
+from sqlalchemy import select
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from harmonia.errors import InvalidRequestError, UnavailableError
 from harmonia.log import get_logger
-from harmonia.server.db.base import MAX_KEY, now_ms
 from harmonia.server.db.database import Database
-from harmonia.server.db.interactions import MAX_VALUE, Completion, CompletionLabel
+from harmonia.server.db.interactions import Completion, CompletionLabel
+from harmonia.server.db.metrics import DirectScore
+from harmonia.server.services.interactions.interaction import Interaction, rows_of
+from harmonia.server.services.interactions.journal import Journal
+from harmonia.server.services.interactions.system_metrics import SystemMetrics
 
 log = get_logger(__name__)
 
@@ -44,109 +44,23 @@ SETTLE_S = 2.0
 """How long a reader waits for what is in the line."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interaction:
-    """One answer to one prompt. The caller makes its id, so that the answer can carry it before it is written."""
-
-    project_id: uuid.UUID
-    messages: Sequence[Mapping[str, Any]]
-    """The chat, each message with `role` and `content` (a text, or parts)."""
-    completion: str
-    id: uuid.UUID = field(default_factory=uuid.uuid4)
-    model_key: str | None = None
-    """The key under which the project serves the model."""
-    model_service_id: uuid.UUID | None = None
-    model_id: uuid.UUID | None = None
-    session_id: uuid.UUID = field(default_factory=uuid.uuid4)
-    user: str | None = None
-    """Whom the caller asked for."""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    parameters: Mapping[str, Any] | None = None
-    timings: Mapping[str, Any] | None = None
-    """Milliseconds, such as `ttft_ms`."""
-    usage: Mapping[str, int] | None = None
-    """`prompt_tokens`, `completion_tokens` and `total_tokens`."""
-    created_by: uuid.UUID | None = None
-    ab_campaign_id: uuid.UUID | None = None
-    source: str = "LIVE"
-    created_at: int = field(default_factory=now_ms)
-    """UTC milliseconds."""
-
-
-def prompt_hash(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Equal for equal roles, texts and images, whatever else the messages hold."""
-    plain = [[message.get("role"), text_of(message), _images(message)] for message in messages]
-    return hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()
-
-
-def text_of(message: Mapping[str, Any]) -> str:
-    """The text of a message, without its images."""
-    content = message.get("content")
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    return "\n".join(str(part["text"]) for part in parts if isinstance(part, Mapping) and "text" in part)
-
-
-def _images(message: Mapping[str, Any]) -> list[Any]:
-    content = message.get("content")
-    parts = content if isinstance(content, list) else []
-    return [part for part in parts if not (isinstance(part, Mapping) and "text" in part)]
-
-
-def checked_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
-    """Labels that can be kept; `InvalidRequestError` for longer ones. To be asked before the answer is generated."""
-    for key, value in labels.items():
-        if not 0 < len(key) <= MAX_KEY or len(value) > MAX_VALUE:
-            raise InvalidRequestError(
-                f"the label {key[:80]!r}: keys have 1 to {MAX_KEY} characters, values at most {MAX_VALUE}; got "
-                f"{len(key)} and {len(value)}",
-                field="labels",
-            )
-    return labels
-
-
-def rows_of(item: Interaction) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The completion's row and its labels' rows."""
-    row = {
-        "id": item.id,
-        "created_at": item.created_at,
-        "project_id": item.project_id,
-        "source": item.source,
-        "model_key": item.model_key,
-        "model_service_id": item.model_service_id,
-        "model_id": item.model_id,
-        "messages": [dict(message) for message in item.messages],
-        "prompt": _storable("\n".join(text_of(message) for message in item.messages)),
-        "prompt_hash": prompt_hash(item.messages),
-        "completion": _storable(item.completion),
-        "session_id": item.session_id,
-        "user": item.user,
-        "created_by": item.created_by,
-        "ab_campaign_id": item.ab_campaign_id,
-        "parameters": None if item.parameters is None else dict(item.parameters),
-        "timings": None if item.timings is None else dict(item.timings),
-        "usage": None if item.usage is None else dict(item.usage),
-    }
-    labels = [
-        {"completion_id": item.id, "key": _storable(key), "value": _storable(value)}
-        for key, value in item.labels.items()
-    ]
-    return row, labels
-
-
-def _storable(text: str) -> str:
-    """PostgreSQL keeps no NUL in a text, and no database half a surrogate pair."""
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
-
-
 class InteractionWriter(Collector):
     """Writes interactions in the background. Made inside the event loop that uses it; also tells its own metrics."""
 
-    def __init__(self, database: Database, max_pending_characters: int = MAX_PENDING_CHARACTERS) -> None:
+    def __init__(
+        self,
+        database: Database,
+        journal: Journal | None = None,
+        max_pending_characters: int = MAX_PENDING_CHARACTERS,
+    ) -> None:
+        """journal: None: what is in the line goes with the process."""
         self._database = database
+        self._journal = journal
+        self._system_metrics = SystemMetrics(database)
         self._limit = max_pending_characters
         self._line: dict[uuid.UUID, Interaction] = {}
+        self._doubtful: set[uuid.UUID] = set()
+        """Those of the line that the database may have already."""
         self._characters = 0
         self._changed = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
@@ -157,7 +71,14 @@ class InteractionWriter(Collector):
         self.retries = 0
 
     def start(self) -> None:
-        """Begin to write, and to tell `/metrics` of it."""
+        """Begin to write, what earlier servers left first, and to tell `/metrics` of it."""
+        if self._journal is not None:
+            left = self._journal.open()
+            if left:
+                log.warning("%d interactions of a server that did not end in order are written now", len(left))
+            self._line = {item.id: item for item in left}
+            self._characters = sum(map(_weight, left))
+            self._doubtful = set(self._line)
         self._database.usage.registry.register(self)
         self._task = asyncio.create_task(self._run())
         self._task.add_done_callback(_tell_death)
@@ -171,6 +92,8 @@ class InteractionWriter(Collector):
                 await self._changed.wait_for(lambda: not self._line or self._characters + weight <= self._limit)
             if item.id in self._line:
                 raise InvalidRequestError(f"interaction {item.id} is recorded already", field="id")
+            if self._journal is not None:
+                self._journal.record(item)
             self._line[item.id] = item
             self._characters += weight
             self._changed.notify_all()
@@ -189,7 +112,7 @@ class InteractionWriter(Collector):
                 await self._changed.wait_for(lambda: not waited & self._line.keys())
 
     async def close(self) -> None:
-        """Write what is in the line; what a failing database does not take in `CLOSE_S` seconds is logged as lost."""
+        """Write what is in the line; the journal keeps what a failing database does not take in `CLOSE_S` seconds."""
         self._closing = True
         if self._task is None:
             return
@@ -201,9 +124,12 @@ class InteractionWriter(Collector):
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-            log.error("%d interactions are lost: the database failed until the end", len(self._line))
+            fate = "are lost" if self._journal is None else "are left to the next start"
+            log.error("%d interactions %s: the database failed until the end", len(self._line), fate)
         else:
             self._task.result()
+        if self._journal is not None:
+            self._journal.close()
 
     def collect(self) -> Iterable[Metric]:
         """For `/metrics`."""
@@ -212,6 +138,10 @@ class InteractionWriter(Collector):
         yield CounterMetricFamily("harmonia_interactions_refused", "Interactions the database refused", self.refused)
         yield CounterMetricFamily("harmonia_interactions_waits", "Requests that waited for a full line", self.waits)
         yield CounterMetricFamily("harmonia_interactions_retries", "Writes that failed and were repeated", self.retries)
+        if self._journal is not None:
+            yield CounterMetricFamily(
+                "harmonia_interactions_unjournaled", "Writes of the journal that failed", self._journal.failures
+            )
 
     def _tell_full(self) -> None:
         self.waits += 1
@@ -235,6 +165,8 @@ class InteractionWriter(Collector):
                 await asyncio.sleep(_GATHER_S)
             batch = [item for item, _ in zip(self._line.values(), range(_MAX_BATCH), strict=False)]
             await self._write(batch)
+            if self._journal is not None:
+                self._journal.settle([item.id for item in batch])
             async with self._changed:
                 for item in batch:
                     del self._line[item.id]
@@ -254,6 +186,7 @@ class InteractionWriter(Collector):
                     await self._narrow(batch, error)
                     return
                 self.retries += 1
+                self._doubtful |= {item.id for item in batch}  # it may have failed after it was done
                 reason = str(error).partition("\n")[0]  # what follows are texts of people
                 log.error("%d interactions could not be written (%s); again in %g s", len(batch), reason, delay_s)
             await asyncio.sleep(delay_s)
@@ -271,15 +204,22 @@ class InteractionWriter(Collector):
         await self._write(batch[middle:])
 
     async def _insert(self, batch: list[Interaction]) -> None:
+        doubtful = self._doubtful.intersection(item.id for item in batch)
+        known = await self._known(doubtful) if doubtful else set()
+        batch = [item for item in batch if item.id not in known]
         rows, labels = [], []
         for item in batch:
             row, label_rows = rows_of(item)
             rows.append(row)
             labels += label_rows
-        async with self._database.begin() as session:
-            await session.execute(insert(Completion), rows)
-            if labels:
-                await session.execute(insert(CompletionLabel), labels)
+        scores = await self._system_metrics.scores(batch)
+        await self._database.insert({Completion: rows, CompletionLabel: labels, DirectScore: scores})
+        self._doubtful -= doubtful
+
+    async def _known(self, ids: set[uuid.UUID]) -> set[uuid.UUID]:
+        """Which of them the database has; nobody else writes them, since it has one server."""
+        async with self._database.read() as session:
+            return set((await session.execute(select(Completion.id).where(Completion.id.in_(ids)))).scalars())
 
 
 def _tell_death(task: asyncio.Task[None]) -> None:

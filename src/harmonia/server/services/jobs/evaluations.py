@@ -124,6 +124,8 @@ async def results(database: Database, artifact: JobArtifact) -> list[EvaluationR
     statistics = list(_read(artifact.results))
     async with database.read() as session:
         project_id = (await session.execute(select(Job.project_id).where(Job.id == artifact.job_id))).scalar_one()
+        if project_id is None:
+            return []
         services = await _services(session, project_id, {each.model_key for each in statistics})
         metrics = await _metrics(session, project_id, {each.grader_key for each in statistics})
     return [

@@ -9,29 +9,41 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from harmonia.errors import EntityNotFoundError, InvalidRequestError
+from harmonia.errors import EntityNotFoundError, HarmoniaError, InvalidRequestError
+from harmonia.log import get_logger
 from harmonia.server.db.base import now_ms
 from harmonia.server.db.database import Database
 from harmonia.server.db.jobs import Job, JobArtifact, JobStage
 from harmonia.server.db.models import ComputePool
-from harmonia.server.db.people import User
+from harmonia.server.db.people import RolePermission, TeamMember, User
 from harmonia.server.db.projects import Project
-from harmonia.server.services.access import Caller, by_id_or_key, require_in_project, visible_projects
+from harmonia.server.services.access import (
+    Caller,
+    by_id_or_key,
+    require_anywhere,
+    require_in_project,
+    visible_projects,
+)
 from harmonia.server.services.audit import record
+from harmonia.server.services.files import Files
 from harmonia.server.services.jobs.filters import JobWish, condition
+from harmonia.server.services.jobs.limits import check_limits
 from harmonia.server.services.jobs.recipes import RecipeInfo, Recipes
-from harmonia.server.services.jobs.runner import JobRunner, pool_capacity
+from harmonia.server.services.jobs.runner import TERMINAL, JobRunner
 from harmonia.server.services.keys import checked_name
 from harmonia.server.services.keyset import Keyset, Order, Page, PageWish
+from harmonia.server.services.models.allotments import Allotments
+from harmonia.server.services.models.devices import JOB, Pool
+from harmonia.server.services.models.models import EXTERNAL, named_model
 from harmonia.server.services.notifications.announcements import announce_job, progress_of
 from harmonia.server.services.notifications.notifications import Notifications
 
-PENDING, RUNNING, COMPLETED, FAILED, CANCELED = "PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELED"
-TERMINAL = (COMPLETED, FAILED, CANCELED)
-_MIN_RAM_GB = 0.25
+log = get_logger(__name__)
+
+COMPLETED, FAILED, CANCELED = "COMPLETED", "FAILED", "CANCELED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +66,8 @@ class JobInfo:
     """A job with all that is shown of it."""
 
     job: Job
-    project: Project
+    project: Project | None
+    """None: an import of a model."""
     creator: User | None
     recipe: RecipeInfo | None
     stages: Sequence[JobStage]
@@ -69,8 +82,18 @@ class JobInfo:
 class Jobs:
     """What people do with jobs."""
 
-    def __init__(self, database: Database, recipes: Recipes, runner: JobRunner, notifications: Notifications) -> None:
+    def __init__(
+        self,
+        database: Database,
+        files: Files,
+        recipes: Recipes,
+        runner: JobRunner,
+        notifications: Notifications,
+        allotments: Allotments,
+    ) -> None:
         self._database = database
+        self._files = files
+        self._allotments = allotments
         self._notifications = notifications
         self._recipes = recipes
         self._runner = runner
@@ -79,13 +102,13 @@ class Jobs:
         """A job that waits for its devices. What cannot run is refused at once: arguments, devices, limits."""
         async with self._database.read() as session:
             access = await require_in_project(session, caller, new.project, "project:adapt")
-            pool = await _pool(session, new.compute_pool)
-        _check_limits(new, pool)
+            pool = await self._pool(session, new)
+        check_limits(new, pool)
         recipe = await self._recipes.find(caller, new.project, new.recipe)
         if recipe is None:
             raise EntityNotFoundError(f"Recipe {new.recipe!r} does not exist", entity="recipe")
         files = await self._recipes.contents(recipe.content_hash)
-        await self._recipes.probe.check(files, recipe.entrypoint, new.args)
+        models = await self._recipes.probe.check(files, recipe.entrypoint, new.args)
         job = Job(
             project_id=access.project_id,
             name=_name(new.name),
@@ -103,6 +126,7 @@ class Jobs:
         )
         async with self._database.begin() as session:
             await require_in_project(session, caller, new.project, "project:adapt")
+            await _require_models(session, caller, models)
             if new.resume_artifact_id is not None:
                 await _require_checkpoint(session, access.project_id, new.resume_artifact_id)
             await self._recipes.keep(session, recipe)
@@ -124,7 +148,7 @@ class Jobs:
         async with self._database.read() as session:
             if wish.project is not None:
                 await require_in_project(session, caller, wish.project, "project:read")
-            where = (Job.deleted_at.is_(None), Job.project_id.in_(visible_projects(caller)), condition(wish))
+            where = (Job.deleted_at.is_(None), _may_see(caller), condition(wish))
             total = (await session.execute(select(func.count()).select_from(Job).where(*where))).scalar_one()
             found = await keyset.read(session, select(Job).where(*where), page)
         return found, total, await self._infos([row[0] for row in found.rows])
@@ -132,9 +156,7 @@ class Jobs:
     async def find(self, caller: Caller, job_id: uuid.UUID) -> JobInfo | None:
         """One job; None if there is none that the caller may see."""
         async with self._database.read() as session:
-            query = select(Job).where(
-                Job.id == job_id, Job.deleted_at.is_(None), Job.project_id.in_(visible_projects(caller))
-            )
+            query = select(Job).where(Job.id == job_id, Job.deleted_at.is_(None), _may_see(caller))
             job = (await session.execute(query)).scalar_one_or_none()
         return None if job is None else await self._info(job)
 
@@ -148,7 +170,7 @@ class Jobs:
                 job.status, job.ended_at = CANCELED, now_ms()
                 record(session, caller, "job.cancel", f"job/{job_id}")
                 await announce_job(session, self._notifications, job)
-        self._runner.cancel(job_id)
+        await self._runner.cancel(job_id)
         return await self._info(job)
 
     async def rename(self, caller: Caller, job_id: uuid.UUID, name: str | None) -> JobInfo:
@@ -161,13 +183,21 @@ class Jobs:
         return await self._info(job)
 
     async def delete(self, caller: Caller, job_id: uuid.UUID) -> None:
-        """Show a job that has ended no longer."""
+        """Show a job that has ended no longer, and remove its files, its checkpoints among them. Models stay."""
         async with self._database.begin() as session:
             job = await self._changeable(session, caller, job_id)
             if job.status not in TERMINAL:
                 raise InvalidRequestError(f"job {job_id} is {job.status}; cancel it before it is deleted", field="id")
+            await _require_unneeded(session, job_id)
+            made = select(JobArtifact.file).where(JobArtifact.job_id == job_id, JobArtifact.file.is_not(None))
+            names = [str(name) for name in (await session.execute(made)).scalars()]
             job.deleted_at = now_ms()
             record(session, caller, "job.delete", f"job/{job_id}")
+        await self._runner.files.forget(job_id)
+        try:
+            await self._files.delete(*names)
+        except HarmoniaError as error:
+            log.warning("files of job %s stay: %s", job_id, error.message)
 
     async def log_file(self, caller: Caller, job_id: uuid.UUID) -> Path:
         """Where the output of a job is; there is no file before it started."""
@@ -193,11 +223,28 @@ class Jobs:
             found: JobArtifact | None = (await session.execute(query)).scalar_one_or_none()
             return found
 
+    async def _pool(self, session: AsyncSession, new: NewJob) -> Pool:
+        """The pool that was named, else the first that has as many devices, else the first."""
+        pools = [pool for pool in self._allotments.pools.values() if JOB in pool.capabilities]
+        if new.compute_pool is not None:
+            query = select(ComputePool.key).where(by_id_or_key(ComputePool.id, ComputePool.key, new.compute_pool))
+            key = (await session.execute(query)).scalar_one_or_none()
+            pools = [pool for pool in pools if pool.key == key]
+        if not pools:
+            named = "there" if new.compute_pool is None else repr(new.compute_pool)
+            known = ", ".join(pool.key for pool in self._allotments.pools.values() if JOB in pool.capabilities)
+            message = f"{named} is no compute pool for jobs; pools for them: {known or 'none'}"
+            raise InvalidRequestError(message, field="computePool")
+        return next((pool for pool in pools if len(pool.devices) >= new.num_gpus), pools[0])
+
     async def _changeable(self, session: AsyncSession, caller: Caller, job_id: uuid.UUID) -> Job:
         job = await session.get(Job, job_id, with_for_update=True)
         if job is None or job.deleted_at is not None:
             raise _not_found(job_id)
-        await require_in_project(session, caller, str(job.project_id), "project:adapt")
+        if job.project_id is not None:
+            await require_in_project(session, caller, str(job.project_id), "project:adapt")
+        elif job.created_by != caller.user_id:
+            await require_anywhere(session, caller, "model:create")
         return job
 
     async def _info(self, job: Job) -> JobInfo:
@@ -213,15 +260,15 @@ class Jobs:
             by_artifact = list((await session.execute(artifacts)).scalars())
             users = select(User).where(User.id.in_({job.created_by for job in jobs}))
             creators = {user.id: user for user in (await session.execute(users)).scalars()}
-            rows = select(Project).where(Project.id.in_({job.project_id for job in jobs}))
+            rows = select(Project).where(Project.id.in_({job.project_id for job in jobs if job.project_id}))
             projects = {project.id: project for project in (await session.execute(rows)).scalars()}
-        recipes = await self._recipes.known(list({job.recipe_id for job in jobs}))
+        recipes = await self._recipes.known([job.recipe_id for job in jobs if job.recipe_id is not None])
         return [
             JobInfo(
                 job,
-                projects[job.project_id],
+                None if job.project_id is None else projects[job.project_id],
                 creators.get(job.created_by),
-                recipes.get(job.recipe_id),
+                None if job.recipe_id is None else recipes.get(job.recipe_id),
                 [stage for stage in by_stage if stage.job_id == job.id],
                 [artifact for artifact in by_artifact if artifact.job_id == job.id],
             )
@@ -229,47 +276,65 @@ class Jobs:
         ]
 
 
-async def _pool(session: AsyncSession, wanted: str | None) -> ComputePool:
-    query = select(ComputePool).order_by(ComputePool.created_at, ComputePool.key)
-    if wanted is not None:
-        query = query.where(by_id_or_key(ComputePool.id, ComputePool.key, wanted))
-    pools = [pool for pool in (await session.execute(query)).scalars() if "JOB" in pool.capabilities]
-    if not pools:
-        what = "there is no compute pool for jobs" if wanted is None else f"{wanted!r} is no compute pool for jobs"
-        raise InvalidRequestError(f"{what}; name one that is", field="computePool")
-    return pools[0]
+def _may_see(caller: Caller) -> ColumnElement[bool]:
+    """Jobs of the projects that the caller sees; imports, which have none, if they are the caller's or anybody's who
+    may import too."""
+    importer = (
+        select(TeamMember.id)
+        .join(RolePermission, RolePermission.role_id == TeamMember.role_id)
+        .where(TeamMember.user_id == caller.user_id, RolePermission.permission == "model:create")
+    )
+    own = or_(Job.created_by == caller.user_id, importer.exists())
+    return or_(Job.project_id.in_(visible_projects(caller)), and_(Job.project_id.is_(None), own))
 
 
-def _check_limits(new: NewJob, pool: ComputePool) -> None:
-    capacity = pool_capacity(pool)
-    if new.num_gpus < 0:
-        raise InvalidRequestError(f"numGpus must be at least 0, got {new.num_gpus}", field="numGpus")
-    if new.num_gpus > 1:
-        raise InvalidRequestError(
-            f"the models of a job run on one device here, so numGpus is 0 or 1, got {new.num_gpus}", field="numGpus"
-        )
-    if new.num_gpus > capacity:
-        raise InvalidRequestError(
-            f"numGpus is {new.num_gpus}, and pool {pool.key!r} has {capacity} devices for jobs: {pool.num_inference} "
-            f"of its {pool.num_devices} serve; let fewer serve (resize the pool)",
-            field="numGpus",
-        )
-    if new.max_ram_gb is not None and not new.max_ram_gb >= _MIN_RAM_GB:
-        raise InvalidRequestError(f"maxRamGb must be at least {_MIN_RAM_GB}, got {new.max_ram_gb}", field="maxRamGb")
-    if new.max_duration_s is not None and new.max_duration_s < 1:
-        raise InvalidRequestError(
-            f"maxDurationSecs must be at least 1, got {new.max_duration_s}", field="maxDurationSecs"
-        )
+async def _require_models(session: AsyncSession, caller: Caller, models: Mapping[str, str]) -> None:
+    """`InvalidRequestError` for a key that the registry does not have.
+
+    models: by field. Addresses and paths are for the worker to find.
+    """
+    for field, key in models.items():
+        if "://" in key or key.startswith(("/", ".", "~")):
+            continue
+        try:
+            row = await named_model(session, key, caller)
+        except EntityNotFoundError as error:
+            raise InvalidRequestError(f"{field}: {error.message}", field=f"args.{field}") from error
+        if row.kind == EXTERNAL:
+            raise InvalidRequestError(
+                f"{field}: {key!r} is an external model, which jobs cannot load; name one of this server's own",
+                field=f"args.{field}",
+            )
 
 
 async def _require_checkpoint(session: AsyncSession, project_id: uuid.UUID, artifact_id: uuid.UUID) -> None:
     query = (
-        select(JobArtifact.id)
-        .join(Job, Job.id == JobArtifact.job_id)
-        .where(JobArtifact.id == artifact_id, JobArtifact.kind == "CHECKPOINT", Job.project_id == project_id)
+        select(Job.status)
+        .join(JobArtifact, JobArtifact.job_id == Job.id)
+        .where(JobArtifact.id == artifact_id, JobArtifact.kind == "CHECKPOINT")
+        .where(Job.project_id == project_id, Job.deleted_at.is_(None))
     )
-    if (await session.execute(query)).first() is None:
+    status = (await session.execute(query)).scalar_one_or_none()
+    if status is None:
         raise InvalidRequestError(f"{artifact_id} is no checkpoint of this project's jobs", field="resumeArtifactId")
+    if status not in (FAILED, CANCELED):
+        raise InvalidRequestError(
+            f"the job of checkpoint {artifact_id} is {status}; jobs that failed or were canceled can be resumed",
+            field="resumeArtifactId",
+        )
+
+
+async def _require_unneeded(session: AsyncSession, job_id: uuid.UUID) -> None:
+    """No job that has yet to end begins with a checkpoint of this one."""
+    query = (
+        select(Job.id)
+        .join(JobArtifact, JobArtifact.id == Job.resume_artifact_id)
+        .where(JobArtifact.job_id == job_id, Job.status.not_in(TERMINAL))
+        .limit(1)
+    )
+    other = (await session.execute(query)).scalar_one_or_none()
+    if other is not None:
+        raise InvalidRequestError(f"job {other} resumes this one; wait for it, or cancel it", field="id")
 
 
 def _name(name: str | None) -> str:

@@ -6,28 +6,34 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
+from harmonia import tracing
 from harmonia.config import EngineConfig, WorkerConfig
 from harmonia.config.control import ControlConfig
+from harmonia.config.worker import CPU
 from harmonia.errors import UnavailableError
 from harmonia.fleet import LocalFleet
 from harmonia.protocol.fleet import WorkerState
 from harmonia.server.db.jobs import Job
 from harmonia.server.services import processes
+from harmonia.server.services.job_files import JobFiles
+from harmonia.server.services.jobs.limits import explained, over_memory, over_time
 
 MODULE = "harmonia.client.recipe"
 GATEWAY = "/api/v1/ws"
-MAX_LOG_BYTES = 64 << 20
-"""Of a job's output; what comes after is dropped."""
+JOB_ID = "ADAPTIVE_JOB_ID"
+"""The variable by which the processes of a job are known."""
 _BLOCK_BYTES = 64 << 10
 _PATIENCE_S = 5.0
 """For so long a job that is stopped may clean up."""
 _TAIL_LINES = 20
+_LOOK_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +44,33 @@ class Launch:
     project: str
     """Its project's key."""
     api_key: str = field(repr=False)
-    device: str | None = None
-    """The GPU of its worker, by number; None: the CPU."""
+    place: str | None = None
+    """The device of its worker, as `WorkerConfig.place` names it; None: it asked for none, so the CPU computes."""
+    checkpoint: uuid.UUID | None = None
+    """With what it goes on."""
 
 
 class JobProcess:
     """A worker and a process, from their start to their end."""
 
-    def __init__(self, config: ControlConfig, launch: Launch, folder: Path) -> None:
-        """folder: the job's own, for its log and its files."""
+    def __init__(self, config: ControlConfig, launch: Launch, files: JobFiles) -> None:
         self._config = config
         self._launch = launch
-        self._folder = folder
+        self._files = files
+        self._folder = files.folder(launch.job.id)
         self._canceled = asyncio.Event()
         self.worker_socket: str | None = None
         """Where its worker listens, while it does."""
+        self.is_put_off = False
+        """Whether it ends to go on another time."""
 
     def cancel(self) -> None:
         """Let `run` end."""
+        self._canceled.set()
+
+    def put_off(self) -> None:
+        """Let `run` end at once, to go on another time."""
+        self.is_put_off = True
         self._canceled.set()
 
     async def run(self) -> str | None:
@@ -63,10 +78,12 @@ class JobProcess:
 
         Errors: HarmoniaError when the worker cannot be started.
         """
-        await asyncio.to_thread(self._folder.mkdir, parents=True, exist_ok=True)
-        with _Log(self._folder / "log.txt") as log:
-            environment = {} if self._launch.device is None else {"CUDA_VISIBLE_DEVICES": self._launch.device}
-            fleet = LocalFleet(log.line, environment=environment)
+        job_id = self._launch.job.id
+        await asyncio.to_thread(self._files.work(job_id).mkdir, parents=True, exist_ok=True)
+        self._files.drop_requests(job_id)
+        log_file = _Log(self._files.log(job_id), self._config.jobs.max_log_bytes)
+        with log_file as log, tracing.root("job", self._told()):
+            fleet = LocalFleet(log.line, environment={JOB_ID: str(job_id)})
             try:
                 if not await self._start_worker(fleet):
                     return None
@@ -75,10 +92,15 @@ class JobProcess:
                 self.worker_socket = None
                 await fleet.close()
 
+    def _told(self) -> tracing.Attributes:
+        job, project = self._launch.job, self._launch.project
+        return {"harmonia.job": str(job.id), "harmonia.recipe": job.recipe_key, "harmonia.project": project}
+
     async def _start_worker(self, fleet: LocalFleet) -> bool:
         """False if the job was canceled meanwhile."""
-        engine = EngineConfig(device="cpu" if self._launch.device is None else "auto")
-        config = WorkerConfig(registry=str(self._config.registry), engine=engine)
+        place = self._launch.place or CPU
+        engine = EngineConfig(device="cpu" if place.partition(":")[0] == CPU else "auto")
+        config = WorkerConfig(registry=str(self._config.registry), engine=engine, place=place)
         await fleet.start(config)
         ready, canceled = asyncio.create_task(_ready(fleet)), asyncio.create_task(self._canceled.wait())
         try:
@@ -93,7 +115,7 @@ class JobProcess:
 
     async def _run_recipe(self, log: _Log) -> str | None:
         job = self._launch.job
-        arguments = self._folder / "args.json"
+        arguments = self._files.arguments(job.id)
         arguments.write_bytes(msgspec.json.encode(job.args))
         process = await processes.start(MODULE, folder=self._folder, variables=self._variables(arguments), reads=True)
         _limit_memory(process.pid, job.max_ram_gb)
@@ -101,17 +123,22 @@ class JobProcess:
         process.stdin.close()
         reading = asyncio.create_task(log.copy(process.stdout))
         canceled, ended = asyncio.create_task(self._canceled.wait()), asyncio.create_task(process.wait())
+        greedy = asyncio.create_task(_outgrown(process.pid, job.max_ram_gb))
         try:
             done, _ = await asyncio.wait(
-                (canceled, ended), timeout=job.max_duration_s, return_when=asyncio.FIRST_COMPLETED
+                (canceled, ended, greedy), timeout=job.max_duration_s, return_when=asyncio.FIRST_COMPLETED
             )
         finally:
-            await processes.stop(process, _PATIENCE_S)
-            canceled.cancel()
-            await asyncio.gather(reading, canceled, ended, return_exceptions=True)
+            # One that is put off gets no time: what it would say while it ends is not so.
+            await processes.stop(process, 0.0 if self.is_put_off else _PATIENCE_S)
+            for task in (canceled, greedy):
+                task.cancel()
+            await asyncio.gather(reading, canceled, ended, greedy, return_exceptions=True)
         if not done:
-            return f"the job ran longer than {job.max_duration_s} s (maxDurationSecs) and was ended"
-        return None if canceled in done else _ending(process.returncode or 0, log.tail())
+            return over_time(job)
+        if ended in done:
+            return explained(job, _ending(process.returncode or 0, log.tail()))
+        return None if canceled in done else over_memory(job)
 
     def _variables(self, arguments: Path) -> dict[str, str]:
         job, url = self._launch.job, local_url(self._config)
@@ -125,30 +152,34 @@ class JobProcess:
             "ADAPTIVE_RECIPE_NAME": job.recipe_key,
             "ADAPTIVE_RECIPE_KEY": job.recipe_key,
             "ADAPTIVE_ENTRYPOINT": job.entrypoint,
-            "ADAPTIVE_JOB_ID": str(job.id),
+            JOB_ID: str(job.id),
             "ADAPTIVE_PROJECT": self._launch.project,
-            "ADAPTIVE_WORKING_DIR": str(self._folder / "work"),
+            "ADAPTIVE_WORKING_DIR": str(self._files.work(job.id)),
+            "RECIPE_CHECKPOINTS_DIR": str(self._files.checkpoints(job.id)),
             "ADAPTIVE_USER_INPUT_FILE": str(arguments),
             "ADAPTIVE_LOG_LEVEL": "INFO",
             "CUDA_VISIBLE_DEVICES": "",  # models are on the worker
         }
+        if trace := tracing.traceparent():
+            more["TRACEPARENT"] = trace
         if job.compute_pool:
             more["ADAPTIVE_COMPUTE_POOL"] = job.compute_pool
-        if job.resume_artifact_id is not None:
-            more["ADAPTIVE_RESUME_CHECKPOINT_ARTIFACT_ID"] = str(job.resume_artifact_id)
+        if self._launch.checkpoint is not None:
+            more["ADAPTIVE_RESUME_CHECKPOINT_ARTIFACT_ID"] = str(self._launch.checkpoint)
         return processes.environment(self._folder, self._config.folder / "cache", more)
 
 
 class _Log:
     """The file with a job's output, up to a size."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, max_bytes: int) -> None:
         self._path = path
-        self._left = MAX_LOG_BYTES
+        self._left = max_bytes
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> _Log:
         self._file = self._path.open("ab")
+        self._left -= self._file.tell()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -175,10 +206,10 @@ class _Log:
     def _write(self, block: bytes) -> None:
         if self._file is None or self._left <= 0:
             return
+        self._file.write(block[: self._left])
         self._left -= len(block)
-        self._file.write(block)
         if self._left <= 0:
-            self._file.write(b"\n[the log ends here: it is too long]\n")
+            self._file.write(b"\n[the log ends here: it is as long as it may be, ADAPTIVE_JOBS__MAX_LOG_BYTES]\n")
         self._file.flush()
 
 
@@ -203,6 +234,15 @@ def _limit_memory(pid: int, gigabytes: float | None) -> None:
     if gigabytes is not None and hasattr(resource, "prlimit"):
         limit = round(gigabytes * 2**30)
         resource.prlimit(pid, resource.RLIMIT_DATA, (limit, limit))
+
+
+async def _outgrown(leader: int, gigabytes: float | None) -> None:
+    """Returns once a process and what it started hold more memory than they may together."""
+    if gigabytes is None:
+        await asyncio.Event().wait()
+        return
+    while await asyncio.to_thread(processes.memory_of_group, leader) <= gigabytes * 2**30:
+        await asyncio.sleep(_LOOK_AGAIN_S)
 
 
 def _ending(code: int, tail: str) -> str:

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -20,6 +20,7 @@ from harmonia.server.services.access import Caller
 from harmonia.server.services.datasets.uploads import Uploads
 from harmonia.server.services.files import Files
 from harmonia.server.services.jobs.evaluations import add_missing_metrics, summarize
+from harmonia.server.services.jobs.limits import explained
 from harmonia.server.services.models.models import Models, NewModel, find_model
 from harmonia.server.services.notifications.announcements import announce_job
 from harmonia.server.services.notifications.notifications import Notifications
@@ -65,17 +66,31 @@ class NewArtifact:
     session_id: str | None = None
 
 
+class Runner(Protocol):
+    """What runs jobs."""
+
+    async def may_go_on(self, job_id: uuid.UUID) -> None:
+        """Raises where a job that told of a checkpoint or an error shall do nothing more."""
+
+
 class JobReports:
     """Accepted from a job's own key and from whoever created it, as long as the job has not ended."""
 
     def __init__(
-        self, database: Database, files: Files, uploads: Uploads, models: Models, notifications: Notifications
+        self,
+        database: Database,
+        files: Files,
+        uploads: Uploads,
+        models: Models,
+        notifications: Notifications,
+        runner: Runner,
     ) -> None:
         self._database = database
         self._files = files
         self._uploads = uploads
         self._models = models
         self._notifications = notifications
+        self._runner = runner
 
     async def register_stages(self, caller: Caller, job_id: uuid.UUID, stages: Sequence[StageWish]) -> None:
         """Name the stages. Those that were known keep their progress, those that are not named are gone."""
@@ -129,8 +144,9 @@ class JobReports:
 
     async def failed(self, caller: Caller, job_id: uuid.UUID, error: str) -> None:
         """The job failed, with its traceback."""
+        await self._runner.may_go_on(job_id)  # what fails while the server stops may fail because of that
         async with self._open(caller, job_id) as (session, job):
-            job.status, job.ended_at, job.error = "FAILED", now_ms(), error[-MAX_ERROR:]
+            job.status, job.ended_at, job.error = "FAILED", now_ms(), explained(job, error[-MAX_ERROR:])
             await announce_job(session, self._notifications, job)
 
     async def artifact(self, caller: Caller, job_id: uuid.UUID, new: NewArtifact) -> None:
@@ -146,6 +162,7 @@ class JobReports:
         if new.kind == "EVALUATION" and file is not None:
             found = await summarize(self._files.get(file))
         async with self._open(caller, job_id) as (session, job):
+            assert job.project_id is not None
             await add_missing_metrics(session, job.project_id, found)
             row = await session.get(JobArtifact, new.id) or JobArtifact(id=new.id, job_id=job_id)
             row.name, row.kind = _short(new.name, "name"), new.kind
@@ -153,6 +170,8 @@ class JobReports:
             row.details = new.details if problem is None else {**new.details, "error": problem}
             row.file, row.results = file or row.file, found
             session.add(row)
+        if new.kind == "CHECKPOINT":
+            await self._runner.may_go_on(job_id)
 
     async def _register_model(self, job_id: uuid.UUID, key: str) -> str | None:
         """Why the registry did not take it; None if it did, or has it already."""
@@ -176,6 +195,8 @@ class JobReports:
                 raise EntityNotFoundError(f"Job {job_id} does not exist", entity="job")
             if caller.job_id != job_id and not is_creator:
                 raise PermissionDeniedError(f"only job {job_id} itself and its creator may report on it")
+            if job.project_id is None:
+                raise InvalidRequestError(f"job {job_id} imports a model; nobody else tells of it", field="jobId")
             if job.status not in ("PENDING", "RUNNING"):
                 raise InvalidRequestError(f"job {job_id} has ended already: {job.status}", field="jobId")
             yield session, job

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harmonia.config import WorkerConfig
@@ -41,6 +41,14 @@ class Observed:
 PENDING, OFFLINE = Observed("PENDING"), Observed("OFFLINE")
 
 
+def together(several: Sequence[Observed]) -> Observed:
+    """How a model fares that runs in several pools: online if it is so anywhere, with what is wrong elsewhere."""
+    order = ("ONLINE", "PENDING", "ERROR")
+    best = min(several, key=lambda observed: order.index(observed.online))
+    errors = dict.fromkeys(observed.error for observed in several if observed.error is not None)
+    return Observed(best.online, "; ".join(errors) or None)
+
+
 class _OutdatedError(Exception):
     """What is being done is no longer wanted."""
 
@@ -73,6 +81,11 @@ class Backbone:
         """Whether nothing runs and nothing is wanted."""
         return self._task.done()
 
+    @property
+    def is_online(self) -> bool:
+        """Whether it answers."""
+        return self._observed_base().online == "ONLINE"
+
     def want(self, wanted: Wanted | None) -> None:
         """Run it like this from now on; None: not at all."""
         if wanted != self._wanted:
@@ -97,10 +110,15 @@ class Backbone:
             if refusal is not None:
                 found[key] = Observed("ERROR", refusal)
             elif base.online == "ONLINE":
-                found[key] = Observed("ONLINE") if self._router.serves(key) else PENDING
+                found[key] = Observed("ONLINE") if self._has(key) else PENDING
             else:
                 found[key] = base
         return found
+
+    def _has(self, adapter: str) -> bool:
+        """Whether an adapter is loaded on the worker that serves."""
+        worker = None if self._replica is None else self._router.find(self._replica)
+        return worker is not None and any(model.key == adapter for model in worker.description.models)
 
     async def close(self) -> None:
         """Stop following; the fleet ends the workers."""
@@ -234,10 +252,10 @@ class Backbone:
         assert worker is not None
         loaded = {model.key for model in worker.description.models if model.parent == self._key}
         for key in loaded - wanted.keys():
-            await self._router.unload_adapter(key)
+            await self._router.unload_adapter(key, self._replica)
         for key in [key for key in wanted if key not in loaded and key not in self._refused_adapters]:
             try:
-                await self._router.load_adapter(key, wanted[key], self._key)
+                await self._router.load_adapter(key, wanted[key], self._key, self._replica)
             except (InvalidRequestError, InsufficientMemoryError) as error:
                 log.error("adapter %s: %s", key, error)
                 self._refused_adapters[key] = error.message

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from sqlalchemy import or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -23,6 +24,8 @@ from harmonia.server.services.access import (
     visible_projects,
 )
 from harmonia.server.services.audit import record
+from harmonia.server.services.keys import checked_name
+from harmonia.server.services.models.deletion import Deletion
 from harmonia.server.services.models.models import EXTERNAL, named_model
 from harmonia.server.services.models.serving import Serving
 
@@ -31,12 +34,21 @@ PERMISSION = "project:infer"
 """To ask models."""
 
 
+class Keep(Enum):
+    """Stands for what stays as it is, where None takes back to the default."""
+
+    IT = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a model may run, by ids or keys of pools, and how long its first token may take."""
+    """Where a model may run, by ids or keys of pools, and how long its first token may take.
 
-    compute_pools: Sequence[str]
-    max_ttft_ms: int | None = None
+    None: in any pool, and as long as the server's own bound says.
+    """
+
+    compute_pools: Sequence[str] | Keep | None = Keep.IT
+    max_ttft_ms: int | Keep | None = Keep.IT
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +81,10 @@ class Deployed:
 class Deployments:
     """Everything about models that differs between projects."""
 
-    def __init__(self, database: Database, serving: Serving) -> None:
+    def __init__(self, database: Database, serving: Serving, deletion: Deletion) -> None:
         self._database = database
         self._serving = serving
+        self._deletion = deletion
 
     async def of_project(self, project_id: uuid.UUID) -> list[Bound]:
         """The models of a project that the caller was let see, oldest first."""
@@ -112,7 +125,7 @@ class Deployments:
             access = await require_in_project(session, caller, project, "project:update")
             for name in models:
                 try:
-                    await _bind(session, caller, access, await named_model(session, name))
+                    await _bind(session, caller, access, await named_model(session, name, caller))
                 except HarmoniaError as error:
                     failures[name] = error.message
         return failures
@@ -133,7 +146,7 @@ class Deployments:
         """
         async with self._database.begin() as session:
             access = await require_in_project(session, caller, project, "project:update")
-            row = await named_model(session, model)
+            row = await named_model(session, model, caller)
             service = await _bind(session, caller, access, row)
             changes = ServiceChanges(desired_online=True, placement=placement, num_draft_steps=num_draft_steps)
             await _apply(session, service, changes)
@@ -168,21 +181,25 @@ class Deployments:
         return bound
 
     async def remove(self, caller: Caller, project: str, model: str) -> bool:
-        """Take a model out of a project. It stays in the registry, and its files where they are."""
+        """Take a model out of a project. It stays in the registry, unless it is not published and in no other."""
         async with self._database.begin() as session:
             access = await require_in_project(session, caller, project, "project:update")
             bound = await named_service(session, access.project_id, model)
             bound.service.deleted_at = now_ms()
             bound.service.is_default = bound.service.desired_online = False
             record(session, caller, "model.remove", f"model/{bound.model.key}", of=access.project_key)
+            await session.flush()
+            left = await self._deletion.forget_unused(session, caller, bound.model)
         self._serving.wake()
+        if left is not None:
+            await self._deletion.remove_files(left)
         return True
 
     async def terminate(self, caller: Caller, model: str, *, force: bool = False) -> str:
         """Switch a model off in every project; several that want it online need `force`. Returns what was done."""
         async with self._database.begin() as session:
             await require_anywhere(session, caller, "model:update")
-            row = await named_model(session, model)
+            row = await named_model(session, model, caller)
             query = (
                 select(ModelService, Project.key)
                 .join(Project, Project.id == ModelService.project_id)
@@ -242,7 +259,7 @@ async def _apply(session: AsyncSession, service: ModelService, changes: ServiceC
     if changes.placement is not None:
         await _place(session, service, changes.placement)
     if changes.name is not None:
-        service.name = changes.name
+        service.name = checked_name(changes.name)
     if changes.desired_online is not None:
         service.desired_online = changes.desired_online
     if changes.is_default is not None:
@@ -253,12 +270,23 @@ async def _apply(session: AsyncSession, service: ModelService, changes: ServiceC
 
 
 async def _place(session: AsyncSession, service: ModelService, placement: Placement) -> None:
-    if not placement.compute_pools:
-        raise InvalidRequestError("placement: name at least one compute pool", field="compute_pools")
-    if placement.max_ttft_ms is not None and placement.max_ttft_ms < 1:
-        raise InvalidRequestError(f"max_ttft_ms: must be 1 or more, got {placement.max_ttft_ms}", field="max_ttft_ms")
+    if placement.max_ttft_ms is not Keep.IT:
+        if placement.max_ttft_ms is not None and placement.max_ttft_ms < 1:
+            message = f"max_ttft_ms: must be 1 or more, got {placement.max_ttft_ms}"
+            raise InvalidRequestError(message, field="max_ttft_ms")
+        service.max_ttft_ms = placement.max_ttft_ms
+    if placement.compute_pools is not Keep.IT:
+        service.pools = await _pools(session, placement.compute_pools)
+
+
+async def _pools(session: AsyncSession, names: Sequence[str] | None) -> list[str]:
+    """The keys of pools that serve; None: of none in particular."""
+    if names is not None and not names:
+        raise InvalidRequestError(
+            "placement: name at least one compute pool, or leave compute_pools out", field="compute_pools"
+        )
     keys = []
-    for name in placement.compute_pools:
+    for name in names or ():
         query = select(ComputePool).where(by_id_or_key(ComputePool.id, ComputePool.key, name))
         pool = (await session.execute(query)).scalar_one_or_none()
         if pool is None:
@@ -266,7 +294,7 @@ async def _place(session: AsyncSession, service: ModelService, placement: Placem
         if "INFERENCE" not in pool.capabilities:
             raise InvalidRequestError(f"compute pool {name!r} takes jobs only; name another", field="compute_pools")
         keys.append(pool.key)
-    service.pools, service.max_ttft_ms = keys, placement.max_ttft_ms
+    return keys
 
 
 async def _require_devices(session: AsyncSession, model: Model) -> None:

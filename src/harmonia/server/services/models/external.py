@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,6 @@ from harmonia.log import get_logger
 from harmonia.protocol.client import Event
 from harmonia.protocol.messages import ChatPrompt, Constraint, Delta, Finished, Generate, ToolCall, Usage
 from harmonia.protocol.sampling import SamplingParams
-from harmonia.server.db.models import Model
 from harmonia.server.services.secrets import Secrets
 
 log = get_logger(__name__)
@@ -65,11 +64,14 @@ class ExternalModels:
         self._timeout_s = timeout_s
         self._client: httpx.AsyncClient | None = None
 
-    def model(self, row: Model) -> OpenAIModel:
-        """A registered external model, ready to be asked."""
+    def model(self, key: str, external: Mapping[str, Any], secret: str) -> OpenAIModel:
+        """A registered external model, ready to be asked.
+
+        key, external, secret: as the model's row has them.
+        """
         if self._client is None:
             self._client = httpx.AsyncClient(timeout=self._timeout_s)
-        return OpenAIModel(self._client, row, self._secrets.open(str(row.secret)))
+        return OpenAIModel(self._client, key, external, self._secrets.open(secret))
 
     async def close(self) -> None:
         """Close every connection."""
@@ -80,12 +82,11 @@ class ExternalModels:
 class OpenAIModel:
     """A model behind OpenAI's interface."""
 
-    def __init__(self, client: httpx.AsyncClient, row: Model, api_key: str) -> None:
-        external = row.external or {}
+    def __init__(self, client: httpx.AsyncClient, name: str, external: Mapping[str, Any], api_key: str) -> None:
         self._client = client
         self._api_key = api_key
         self._external = external
-        self._name = row.key
+        self._name = name
         self._provider = PROVIDERS[external["provider"]]
         self._url = f"{(external.get('endpoint') or self._provider.url).rstrip('/')}/chat/completions"
 

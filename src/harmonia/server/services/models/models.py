@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,22 +13,26 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from harmonia.errors import EntityNotFoundError, InvalidRequestError
+from harmonia.errors import EntityNotFoundError, InvalidRequestError, PermissionDeniedError
 from harmonia.fleet.files import inspect_model
 from harmonia.protocol.facts import ModelFacts
 from harmonia.server.db.database import Database
-from harmonia.server.db.models import Model, ModelService
+from harmonia.server.db.jobs import Job
+from harmonia.server.db.models import Model, ModelImport, ModelService
 from harmonia.server.db.projects import Project
 from harmonia.server.services.access import Caller, by_id_or_key, require_anywhere, visible_projects
 from harmonia.server.services.audit import record
-from harmonia.server.services.keys import checked_key, key_from
+from harmonia.server.services.keys import checked_key, checked_name, key_from
 from harmonia.server.services.models.external import PROVIDERS
 from harmonia.server.services.secrets import Secrets
 
 BASE, ADAPTER, EXTERNAL = "base", "adapter", "external"
 SCHEME = "model_registry://"
 DEFAULT_KV_CACHE_LEN = 131_072
+TOKENS_TO_GENERATE = "tokens_to_generate"
+"""The one setting that every model has for itself, wherever and beside whatever it runs."""
 _MAX_TOKENS = 2**31 - 1
+_SHOWN_KEYS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,12 +106,11 @@ class Models:
         Errors: UnknownModelError and UnsupportedModelError for what is at the path; InvalidRequestError for a key that
         is taken and for an adapter whose base model is not registered.
         """
-        if not new.name.strip():
-            raise InvalidRequestError("a name must have letters", field="name")
-        key = checked_key(new.key) if new.key else key_from(new.name)
+        name = checked_name(new.name)
+        key = checked_key(new.key) if new.key else key_from(name)
         facts = await inspect_model(new.path, self._registry)
         async with self._database.begin() as session:
-            await _require_free(session, key)
+            await require_free_key(session, key)
             backbone = await _backbone(session, facts) if facts.kind == ADAPTER else None
             model = _row(new, key, facts, backbone)
             session.add(model)
@@ -124,14 +128,15 @@ class Models:
                 raise InvalidRequestError(f"{name}: an external model needs one", field=name)
         if new.endpoint is not None and not new.endpoint.startswith(("https://", "http://")):
             raise InvalidRequestError(f"endpoint: {new.endpoint!r} is no http(s) address", field="endpoint")
-        key = key_from(new.name)
+        name = checked_name(new.name)
+        key = key_from(name)
         sealed = await asyncio.to_thread(self._secrets.seal, new.api_key)
         async with self._database.begin() as session:
             await require_anywhere(session, caller, "model:create")
-            await _require_free(session, key)
+            await require_free_key(session, key)
             model = Model(
                 key=key,
-                name=new.name,
+                name=name,
                 kind=EXTERNAL,
                 capabilities=["TextGeneration"],
                 is_trainable=False,
@@ -152,7 +157,8 @@ class Models:
         """The models of the registry, oldest first."""
         async with self._database.read() as session:
             await require_anywhere(session, caller, "model:read")
-            rows = (await session.execute(select(Model).order_by(Model.created_at, Model.key))).scalars()
+            query = select(Model).where(Model.deleted_at.is_(None)).order_by(Model.created_at, Model.key)
+            rows = (await session.execute(query)).scalars()
             return [row for row in rows if wish.allows(row)]
 
     async def find(self, caller: Caller, model: str) -> Model | None:
@@ -162,18 +168,19 @@ class Models:
             return await find_model(session, model)
 
     async def by_id(self, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Model]:
-        """Models by their ids, for whoever sees what names them."""
+        """Models by their ids, for whoever sees what names them; those that were deleted included."""
         async with self._database.read() as session:
             rows = (await session.execute(select(Model).where(Model.id.in_(ids)))).scalars()
             return {row.id: row for row in rows}
 
-    async def projects(self, caller: Caller, model_id: uuid.UUID) -> list[Project]:
+    async def projects(self, caller: Caller, model_id: uuid.UUID, *, archived: bool = False) -> list[Project]:
         """The projects that have a model, as far as the caller may read them."""
+        is_archived = Project.archived_at.is_not(None) if archived else Project.archived_at.is_(None)
         query = (
             select(Project)
             .join(ModelService, ModelService.project_id == Project.id)
             .where(ModelService.model_id == model_id, ModelService.deleted_at.is_(None))
-            .where(Project.archived_at.is_(None))
+            .where(is_archived)
             .where(Project.id.in_(visible_projects(caller)))
             .order_by(Project.created_at, Project.key)
         )
@@ -186,51 +193,67 @@ class Models:
         """Change what the registry says of a model."""
         async with self._database.begin() as session:
             await require_anywhere(session, caller, "model:update")
-            row = await named_model(session, model)
+            row = await named_model(session, model, caller)
             row.is_published = row.is_published if published is None else published
             row.is_stable = row.is_stable if stable is None else stable
             record(session, caller, "model.update", f"model/{row.key}", published=published, stable=stable)
             return row
 
-    async def set_compute(self, caller: Caller, model: str, changes: dict[str, int | None]) -> Model:
-        """Change how a model is run; settings of None stay as they are. It is the caller's to wake who serves it.
+    async def set_compute(self, caller: Caller, model: str, changes: Mapping[str, int | None]) -> Model:
+        """Change how a model is run; None takes a setting back to its default, and what is not named stays.
 
-        An adapter runs as its base model does.
+        It is the caller's to wake who serves it. An adapter runs as its base model does, but for `tokens_to_generate`:
+        so many tokens at most has an answer whose request says nothing else.
         """
-        given = {name: value for name, value in changes.items() if value is not None}
-        for name, value in given.items():
+        for name, value in changes.items():
             _check_compute(name, value)
         async with self._database.begin() as session:
             await require_anywhere(session, caller, "model:update")
-            row = await named_model(session, model)
-            if row.kind != BASE:
+            row = await named_model(session, model, caller)
+            if row.kind != BASE and changes.keys() - {TOKENS_TO_GENERATE}:
                 what = "runs elsewhere" if row.kind == EXTERNAL else "is an adapter; change its base model's"
                 raise InvalidRequestError(f"{row.key!r} has no compute config of its own: it {what}", field="model")
-            longest = given.get("max_seq_len", 0)
-            if row.native_seq_len is not None and longest > row.native_seq_len:
-                raise InvalidRequestError(
-                    f"max_seq_len: {row.key!r} was made for {row.native_seq_len} tokens, got {longest}",
-                    field="max_seq_len",
-                )
-            row.compute = {**row.compute, **given}
-            record(session, caller, "model.compute", f"model/{row.key}", **given)
+            for name in ("max_seq_len", TOKENS_TO_GENERATE):
+                longest = changes.get(name) or 0
+                if row.native_seq_len is not None and longest > row.native_seq_len:
+                    raise InvalidRequestError(
+                        f"{name}: {row.key!r} was made for {row.native_seq_len} tokens, got {longest}", field=name
+                    )
+            after = {**row.compute, **changes}
+            row.compute = {name: value for name, value in after.items() if value is not None}
+            record(session, caller, "model.compute", f"model/{row.key}", **changes)
             return row
 
 
 async def find_model(session: AsyncSession, model: str) -> Model | None:
     """A model by id or key."""
-    found: Model | None = (
-        await session.execute(select(Model).where(by_id_or_key(Model.id, Model.key, model)))
-    ).scalar_one_or_none()
+    named = by_id_or_key(Model.id, Model.key, model)
+    query = select(Model).where(named, Model.deleted_at.is_(None))
+    found: Model | None = (await session.execute(query)).scalar_one_or_none()
     return found
 
 
-async def named_model(session: AsyncSession, model: str) -> Model:
-    """The same; `EntityNotFoundError` if there is none."""
+async def named_model(session: AsyncSession, model: str, caller: Caller | None = None) -> Model:
+    """The same; `EntityNotFoundError` if there is none. caller: is told what there is, if they may see it."""
     row = await find_model(session, model)
     if row is None:
-        raise EntityNotFoundError(f"Model {model!r} does not exist", entity="model")
+        hint = "" if caller is None else await _nearest(session, caller, model)
+        raise EntityNotFoundError(f"Model {model!r} does not exist{hint}", entity="model")
     return row
+
+
+async def _nearest(session: AsyncSession, caller: Caller, model: str) -> str:
+    try:
+        await require_anywhere(session, caller, "model:read")
+    except PermissionDeniedError:
+        return ""
+    query = select(Model.key).where(Model.deleted_at.is_(None)).order_by(Model.key)
+    keys = list((await session.execute(query)).scalars())
+    if not keys:
+        return "; there are none yet, add one first"
+    near = difflib.get_close_matches(model, keys, _SHOWN_KEYS, cutoff=0.5)
+    shown = ", ".join(repr(key) for key in near or keys[:_SHOWN_KEYS])
+    return f"; nearest are {shown}" if near else f"; there is {shown}{', ...' if len(keys) > _SHOWN_KEYS else ''}"
 
 
 def compute_of(model: Model) -> dict[str, int] | None:
@@ -241,10 +264,13 @@ def compute_of(model: Model) -> dict[str, int] | None:
     if model.kind == EXTERNAL:
         return None
     native = model.native_seq_len or 0
-    return {"tp": 1, "kv_cache_len": DEFAULT_KV_CACHE_LEN, "max_seq_len": native, **model.compute}
+    defaults = {"tp": 1, "kv_cache_len": DEFAULT_KV_CACHE_LEN, "max_seq_len": native}
+    return {name: model.compute.get(name, default) for name, default in defaults.items()}
 
 
-def _check_compute(name: str, value: int) -> None:
+def _check_compute(name: str, value: int | None) -> None:
+    if value is None:
+        return
     if name == "tp":
         if value != 1:
             raise InvalidRequestError(
@@ -252,21 +278,27 @@ def _check_compute(name: str, value: int) -> None:
                 "kv_cache_len or max_seq_len",
                 field="tp",
             )
-    elif not 2 <= value <= _MAX_TOKENS:
-        raise InvalidRequestError(f"{name}: must be from 2 to {_MAX_TOKENS} tokens, got {value}", field=name)
+        return
+    least = 1 if name == TOKENS_TO_GENERATE else 2
+    if not least <= value <= _MAX_TOKENS:
+        raise InvalidRequestError(f"{name}: must be from {least} to {_MAX_TOKENS} tokens, got {value}", field=name)
 
 
-async def _require_free(session: AsyncSession, key: str) -> None:
+async def require_free_key(session: AsyncSession, key: str) -> None:
+    """`InvalidRequestError` if a model has the key."""
     if (await session.execute(select(Model.id).where(Model.key == key))).first() is not None:
         raise InvalidRequestError(f"the key {key!r} is taken; choose another", field="key")
 
 
 async def _backbone(session: AsyncSession, facts: ModelFacts) -> Model:
-    """The registered base model of an adapter: the one at the same place, else the one of the same key."""
+    """The registered base model of an adapter: the one at the same place, else of the same key, else of the same name
+    at the hub."""
     assert facts.base is not None
-    for condition in (Model.source == facts.base, Model.key == facts.base):
-        query = select(Model).where(condition, Model.kind == BASE).order_by(Model.created_at).limit(1)
-        row: Model | None = (await session.execute(query)).scalar_one_or_none()
+    imported = select(ModelImport.job_id).join(Job, Job.id == ModelImport.job_id)
+    imported = imported.where(ModelImport.hub_id == facts.base, Job.status == "COMPLETED")
+    for condition in (Model.source == facts.base, Model.key == facts.base, Model.job_id.in_(imported)):
+        query = select(Model).where(condition, Model.kind == BASE, Model.deleted_at.is_(None))
+        row: Model | None = (await session.execute(query.order_by(Model.created_at).limit(1))).scalar_one_or_none()
         if row is not None:
             return row
     raise InvalidRequestError(
@@ -278,7 +310,7 @@ def _row(new: NewModel, key: str, facts: ModelFacts, backbone: Model | None) -> 
     able = ["Regression"] if facts.is_scalar else ["TextGeneration", "Embedding"]
     return Model(
         key=key,
-        name=new.name,
+        name=checked_name(new.name),
         kind=facts.kind,
         source=facts.path,
         backbone_id=None if backbone is None else backbone.id,
@@ -293,10 +325,15 @@ def _row(new: NewModel, key: str, facts: ModelFacts, backbone: Model | None) -> 
     )
 
 
+def registry_entry(registry: Path, key: str) -> Path:
+    """Where the registry has, or would have, the files of a key; see `harmonia.models.registry` for names."""
+    return registry / key.replace("/", "%2F")
+
+
 def _link(registry: Path, key: str, path: Path) -> None:
-    """Let `model_registry://KEY` name the model for jobs and workers too; see `harmonia.models.registry` for names."""
+    """Let `model_registry://KEY` name the model for jobs and workers too."""
     registry.mkdir(parents=True, exist_ok=True)
-    entry = registry / key.replace("/", "%2F")
+    entry = registry_entry(registry, key)
     if entry.resolve() == path:
         return
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 
-from sqlalchemy import Select, or_, select
+from sqlalchemy import or_, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import aliased
 
@@ -19,15 +19,15 @@ from harmonia.router import Router
 from harmonia.server.db.database import Database
 from harmonia.server.db.models import ComputePool, Model, ModelService
 from harmonia.server.db.projects import Project
-from harmonia.server.services.models.backbone import OFFLINE, Backbone, Observed, Wanted
-from harmonia.server.services.models.devices import find_devices
+from harmonia.server.services.models.allotments import Allotments, CountedFleet
+from harmonia.server.services.models.backbone import OFFLINE, Backbone, Observed, Wanted, together
+from harmonia.server.services.models.devices import Device
 from harmonia.server.services.models.models import ADAPTER, BASE, EXTERNAL
 from harmonia.server.services.notifications.announcements import TOLD, announce_model
 from harmonia.server.services.notifications.notifications import Notifications
 
 log = get_logger(__name__)
 
-POOL = "default"
 _LOOK_AGAIN_S = 30.0
 _RETRY_S = 1.0
 
@@ -36,15 +36,26 @@ class Serving:
     """Keeps every model online that some project wants online, and notes in the database how each fares."""
 
     def __init__(
-        self, config: ControlConfig, database: Database, notifications: Notifications, fleet: Fleet | None = None
+        self,
+        config: ControlConfig,
+        database: Database,
+        notifications: Notifications,
+        allotments: Allotments,
+        fleet: Fleet | None = None,
     ) -> None:
         """fleet: None takes the processes of this machine."""
         self._config = config
         self._database = database
         self._notifications = notifications
-        self._fleet = fleet or LocalFleet()
+        self._allotments = allotments
+        self._fleet = CountedFleet(fleet or LocalFleet(), allotments)
         self.router = Router(self._fleet, config.http_client.timeout_secs)
-        self._backbones: dict[str, Backbone] = {}
+        self._backbones: dict[tuple[str, str], Backbone] = {}
+        """By base model and pool."""
+        self._waiting: dict[str, str] = {}
+        """Why a base model has no device yet."""
+        self._stranded: dict[str, str] = {}
+        """Why a base model will have none."""
         self._news = asyncio.Event()
         self._noted = asyncio.Condition()
         self._rounds = 0
@@ -53,8 +64,9 @@ class Serving:
 
     async def start(self) -> None:
         """Begin to serve what was served before."""
-        await self._make_pool()
         await self.router.start()
+        await self._wanted()  # so that models have their devices before waiting jobs look for some
+        self._allotments.listen(self._news.set)
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
@@ -69,8 +81,9 @@ class Serving:
 
     def wake(self, *, retry: str | None = None) -> None:
         """Something in the database is different. retry: key of a base model that shall be tried again if it failed."""
-        if retry is not None and retry in self._backbones:
-            self._backbones[retry].retry()
+        for (key, _), backbone in self._backbones.items():
+            if key == retry:
+                backbone.retry()
         self._news.set()
 
     async def settled(self, model_id: uuid.UUID) -> Model:
@@ -91,7 +104,12 @@ class Serving:
 
     def kept(self) -> dict[str, Observed]:
         """How every model fares that shall run here."""
-        return {key: found for backbone in self._backbones.values() for key, found in backbone.observed().items()}
+        found = {key: [Observed("PENDING", why)] for key, why in self._waiting.items()}
+        found |= {key: [Observed("ERROR", why)] for key, why in self._stranded.items()}
+        for backbone in self._backbones.values():
+            for key, observed in backbone.observed().items():
+                found.setdefault(key, []).append(observed)
+        return {key: together(several) for key, several in found.items()}
 
     # --------------------------------------------------------------------------------------------- in the background
 
@@ -119,30 +137,58 @@ class Serving:
             except TimeoutError:
                 continue
 
-    async def _wanted(self) -> dict[str, Wanted]:
-        """By key of the base model."""
+    async def _wanted(self) -> dict[tuple[str, str], Wanted]:
+        """By base model and pool."""
         base = aliased(Model)
         query = (
-            select(Model, base)
+            select(Model, base, ModelService.pools)
             .join(base, or_(base.id == Model.backbone_id, base.id == Model.id))
-            .where(base.kind == BASE, Model.kind.in_((BASE, ADAPTER)), Model.id.in_(_desired()))
+            .join(ModelService, ModelService.model_id == Model.id)
+            .join(Project, Project.id == ModelService.project_id)
+            .where(base.kind == BASE, Model.kind.in_((BASE, ADAPTER)))
+            .where(ModelService.desired_online, ModelService.deleted_at.is_(None), Project.archived_at.is_(None))
             .order_by(Model.created_at, Model.key)
         )
         async with self._database.read() as session:
             rows = (await session.execute(query)).all()
-            pool = (await session.execute(select(ComputePool).where(ComputePool.key == POOL))).scalar_one()
-        if pool.num_inference == 0:
-            return {}
+            sizes = (await session.execute(select(ComputePool.key, ComputePool.num_inference))).all()
+        for pool, size in sizes:
+            self._allotments.set_serving(pool, size)
         bases: dict[str, Model] = {}
         adapters: dict[str, dict[str, str]] = {}
-        for model, root in rows:
+        named: dict[str, set[str]] = {}
+        for model, root, pools in rows:
             bases[root.key] = root
+            named.setdefault(root.key, set()).update(pools)
             beside = adapters.setdefault(root.key, {})
             if model.kind == ADAPTER:
                 beside[model.key] = str(model.source)
-        return {key: Wanted(self._worker(root), adapters[key]) for key, root in bases.items()}
+        places = self._places(named)
+        return {
+            (key, pool): Wanted(self._worker(bases[key], device), adapters[key])
+            for (key, pool), device in places.items()
+        }
 
-    def _worker(self, model: Model) -> WorkerConfig:
+    def _places(self, named: dict[str, set[str]]) -> dict[tuple[str, str], Device]:
+        """Where each base model goes, by model and pool; named: the pools that were chosen for it, none for any."""
+        self._waiting.clear()
+        self._stranded.clear()
+        known = self._allotments.pools.keys()
+        places: dict[tuple[str, str], Device] = {}
+        for key, pools in named.items():
+            if pools and pools.isdisjoint(known):
+                gone = ", ".join(sorted(pools))
+                self._stranded[key] = f"its compute pools ({gone}) are gone; place it in one of {', '.join(known)}"
+            for pool in self._allotments.pools_for(key, pools):
+                device = self._allotments.place(key, pool)
+                if device is None:
+                    self._waiting[key] = f"waits for a device of compute pool {pool!r}: jobs hold all that serve"
+                else:
+                    places[key, pool] = device
+        self._allotments.keep(places)
+        return places
+
+    def _worker(self, model: Model, device: Device) -> WorkerConfig:
         compute = model.compute
         return WorkerConfig(
             model=model.source,
@@ -152,20 +198,29 @@ class Serving:
                 max_seq_len=compute.get("max_seq_len"), cache=CacheConfig(kv_cache_len=compute.get("kv_cache_len"))
             ),
             max_ttft_ms=self._config.max_ttft_ms,
+            place=device.place,
         )
 
-    def _command(self, wanted: dict[str, Wanted]) -> None:
-        for key in [key for key, backbone in self._backbones.items() if backbone.done]:
-            del self._backbones[key]
-        for key, backbone in self._backbones.items():
-            backbone.want(wanted.get(key))
-        for key in wanted.keys() - self._backbones.keys():
-            self._backbones[key] = Backbone(self._fleet, self.router, wanted[key], self._news.set)
+    def _command(self, wanted: dict[tuple[str, str], Wanted]) -> None:
+        for place in [place for place, backbone in self._backbones.items() if backbone.done]:
+            del self._backbones[place]
+        for (key, pool), backbone in self._backbones.items():
+            if (key, pool) in wanted or not self._is_moving(key, wanted):
+                backbone.want(wanted.get((key, pool)))
+        for place in wanted.keys() - self._backbones.keys():
+            self._backbones[place] = Backbone(self._fleet, self.router, wanted[place], self._news.set)
+
+    def _is_moving(self, model: str, wanted: dict[tuple[str, str], Wanted]) -> bool:
+        """Whether a model is to run elsewhere and does not yet: until then it stays where it is."""
+        places = [place for place in wanted if place[0] == model]
+        is_there = any(place in self._backbones and self._backbones[place].is_online for place in places)
+        return model in self._waiting or (bool(places) and not is_there)
 
     async def _note(self) -> None:
         """Write what is observed where it is not what is written."""
         async with self._database.begin() as session:
-            rows = (await session.execute(select(Model).where(Model.kind != EXTERNAL))).scalars().all()
+            query = select(Model).where(Model.kind != EXTERNAL, Model.deleted_at.is_(None))
+            rows = (await session.execute(query)).scalars().all()
             observed = self.kept()
             for row in rows:
                 now = observed.get(row.key, OFFLINE)
@@ -175,24 +230,3 @@ class Serving:
                     row.online, row.error = now.online, now.error
                     if is_news:
                         await announce_model(session, self._notifications, row)
-
-    async def _make_pool(self) -> None:
-        """The pool of this machine, as many devices as it has now."""
-        devices = find_devices()
-        async with self._database.begin() as session:
-            pool = (await session.execute(select(ComputePool).where(ComputePool.key == POOL))).scalar_one_or_none()
-            if pool is None:
-                pool = ComputePool(key=POOL, name="Default", capabilities=["INFERENCE", "JOB"])
-                pool.num_inference = devices.count
-                session.add(pool)
-            pool.num_devices, pool.device_types = devices.count, devices.types
-            pool.num_inference = min(pool.num_inference, devices.count)
-
-
-def _desired() -> Select[uuid.UUID]:
-    """Ids of the models that some project wants online."""
-    return (
-        select(ModelService.model_id)
-        .join(Project, Project.id == ModelService.project_id)
-        .where(ModelService.desired_online, ModelService.deleted_at.is_(None), Project.archived_at.is_(None))
-    )

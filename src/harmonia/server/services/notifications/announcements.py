@@ -35,7 +35,9 @@ def progress_of(job: Job, stages: Sequence[JobStage]) -> float:
 
 
 async def announce_job(session: AsyncSession, notifications: Notifications, job: Job) -> None:
-    """Tell that a job ended, in the transaction that ends it."""
+    """Tell that a job ended, in the transaction that ends it. Imports are nobody's topic: they have no project."""
+    if job.project_id is None:
+        return
     project = await session.get_one(Project, job.project_id)
     stages = (await session.execute(select(JobStage).where(JobStage.job_id == job.id))).scalars().all()
     made = select(JobArtifact).where(JobArtifact.job_id == job.id).order_by(JobArtifact.created_at)

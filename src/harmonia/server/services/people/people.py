@@ -91,8 +91,27 @@ class People:
             record(session, None, "user.create", f"user/{email}")
             return api_key
 
-    async def operator(self) -> Caller:
-        """Whoever has been in the team `admin` for longest: as whom the command line of the server acts."""
+    async def recover(self, email: str | None, *, revoke_others: bool) -> tuple[str, str]:
+        """A further key of an admin who has lost theirs, and whose it is: for who has the database in their hands.
+
+        email: None for whoever has been an admin for longest. revoke_others: refuse the admin's other keys.
+        """
+        owner = await self.operator(email)
+        async with self._database.begin() as session:
+            api_key = new_api_key()
+            row, moment = key_row(owner.user_id, api_key), now_ms()
+            if revoke_others:
+                valid = (ApiKey.user_id == owner.user_id, ApiKey.job_id.is_(None), ApiKey.revoked_at.is_(None))
+                await session.execute(update(ApiKey).where(*valid).values(revoked_at=moment))
+            session.add(row)
+            record(session, None, "key.recover", f"user/{owner.email}", hint=row.hint, others_revoked=revoke_others)
+        return owner.email, api_key
+
+    async def operator(self, email: str | None = None) -> Caller:
+        """Whoever has been in the team `admin` for longest: as whom the command line of the server acts.
+
+        email: the one of them with this address. Errors: EntityNotFoundError.
+        """
         query = (
             select(User.id, User.email)
             .join(TeamMember, TeamMember.user_id == User.id)
@@ -100,7 +119,11 @@ class People:
             .where(Team.key == ADMIN_TEAM, User.deleted_at.is_(None), User.is_system.is_(False))
             .order_by(TeamMember.created_at, User.id)
         )
+        if email is not None:
+            query = query.where(User.email == email.lower())
         row = await self._database.first(query.limit(1), {})
+        if row is None and email is not None:
+            raise EntityNotFoundError(f"{email!r} is no person in the team {ADMIN_TEAM!r}", entity="user")
         if row is None:
             raise EntityNotFoundError(f"Nobody is left in the team {ADMIN_TEAM!r}", entity="user")
         return Caller(row.id, row.email)
@@ -148,7 +171,7 @@ class People:
             session.add(user)
             await session.flush()
             for team, role in new.teams:
-                await _set_member(session, caller, user, team, role)
+                await add_member(session, caller, user, team, role)
             api_key = new_api_key() if new.with_key else None
             if api_key is not None:
                 session.add(key_row(user.id, api_key))
@@ -159,13 +182,16 @@ class People:
         """Nobody can call with the user's keys from now on."""
         async with self._database.begin() as session:
             await require_anywhere(session, caller, "admin:manage_users")
-            found = await _user(session, user)
+            found = await named_user(session, user)
             if found.id == caller.user_id:
                 raise InvalidRequestError("nobody can delete themselves; ask another admin", field="user")
             # Whoever deletes somebody takes them out of their teams.
             query = select(Team).join(TeamMember, TeamMember.team_id == Team.id).where(TeamMember.user_id == found.id)
-            for team in (await session.execute(query)).scalars().all():
+            teams = (await session.execute(query)).scalars().all()
+            for team in teams:
                 await _require_team_manager(session, caller, team, found)
+            if not teams:
+                await require_admin(session, caller, "admin:manage_users")
             found.deleted_at = now_ms()
             await session.execute(delete(LoginSession).where(LoginSession.user_id == found.id))
             await session.execute(delete(TeamMember).where(TeamMember.user_id == found.id))
@@ -180,8 +206,8 @@ class People:
     async def set_member(self, caller: Caller, user: str, team: str, role: str) -> Membership:
         """Put a user into a team, or change what the user is there."""
         async with self._database.begin() as session:
-            found = await _user(session, user)
-            team_row = await _set_member(session, caller, found, team, role)
+            found = await named_user(session, user)
+            team_row = await add_member(session, caller, found, team, role)
             record(session, caller, "team.set_member", f"team/{team_row.key}", user=found.email, role=role)
             user_id = found.id
         memberships = (await self.memberships([user_id]))[user_id]
@@ -190,12 +216,8 @@ class People:
     async def remove_member(self, caller: Caller, user: str, team: str) -> User:
         """Take a user out of a team."""
         async with self._database.begin() as session:
-            found, team_row = await _user(session, user), await _team(session, team)
-            await _require_team_manager(session, caller, team_row, found)
-            await session.execute(
-                delete(TeamMember).where(TeamMember.user_id == found.id, TeamMember.team_id == team_row.id)
-            )
-            await _require_admin_left(session)
+            found = await named_user(session, user)
+            team_row = await drop_member(session, caller, found, team)
             record(session, caller, "team.remove_member", f"team/{team_row.key}", user=found.email)
             return found
 
@@ -274,7 +296,8 @@ class People:
             return (await _with_permissions(session, [row]))[row.id]
 
 
-async def _set_member(session: AsyncSession, caller: Caller, user: User, team: str, role: str) -> Team:
+async def add_member(session: AsyncSession, caller: Caller, user: User, team: str, role: str) -> Team:
+    """Put a user into a team, or change the role there, inside a transaction."""
     team_row, role_row = await _team(session, team), await _role(session, role)
     await _require_team_manager(session, caller, team_row, user, role_row)
     query = select(TeamMember).where(TeamMember.user_id == user.id, TeamMember.team_id == team_row.id)
@@ -286,6 +309,15 @@ async def _set_member(session: AsyncSession, caller: Caller, user: User, team: s
     await session.flush()
     await _require_admin_left(session)
     return team_row
+
+
+async def drop_member(session: AsyncSession, caller: Caller, user: User, team: str) -> Team:
+    """Take a user out of a team, inside a transaction; nothing happens to whoever is not in it."""
+    row = await _team(session, team)
+    await _require_team_manager(session, caller, row, user)
+    await session.execute(delete(TeamMember).where(TeamMember.user_id == user.id, TeamMember.team_id == row.id))
+    await _require_admin_left(session)
+    return row
 
 
 async def _require_team_manager(
@@ -319,7 +351,8 @@ async def _require_admin_left(session: AsyncSession) -> None:
         )
 
 
-async def _user(session: AsyncSession, text: str) -> User:
+async def named_user(session: AsyncSession, text: str) -> User:
+    """Somebody by id or e-mail address, inside a transaction; `EntityNotFoundError` for those that were deleted too."""
     query = select(User).where(by_id_or_key(User.id, User.email, text.lower()), User.deleted_at.is_(None))
     user = (await session.execute(query)).scalar_one_or_none()
     if user is None:

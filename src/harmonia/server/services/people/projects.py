@@ -10,7 +10,7 @@ from typing import TypeVar
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from harmonia.errors import EntityNotFoundError, InvalidRequestError
+from harmonia.errors import EntityNotFoundError, InvalidRequestError, PermissionDeniedError
 from harmonia.server.db.database import Database
 from harmonia.server.db.people import Role, RolePermission, Team, TeamMember
 from harmonia.server.db.projects import Project, ProjectShare
@@ -185,8 +185,8 @@ async def _owner(session: AsyncSession, caller: Caller, team: str | None) -> Tea
         return members[wanted.key]
     if as_admin is not None:
         return TeamMember(team_id=wanted.id, role_id=as_admin.role_id)
-    raise InvalidRequestError(
-        f"{caller.email} may not create projects as a member of {team!r}; name a team in which you may", field="team"
+    raise PermissionDeniedError(
+        f"{caller.email} may not create projects as a member of {team!r}; name a team in which you may"
     )
 
 
@@ -206,7 +206,7 @@ async def _require_owner(session: AsyncSession, caller: Caller, project_id: uuid
     if (await session.execute(query.limit(1))).first() is not None:
         return
     if "project:share" not in await team_permissions(session, caller, ADMIN_TEAM):
-        raise InvalidRequestError("only members of an owning team may share a project further", field="shares")
+        raise PermissionDeniedError("only members of an owning team may share a project further")
 
 
 Named = TypeVar("Named", Team, Role)

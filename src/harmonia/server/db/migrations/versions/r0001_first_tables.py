@@ -76,6 +76,7 @@ def upgrade() -> None:
         sa.Column("is_stable", sa.Boolean(), nullable=False),
         sa.Column("online", sa.String(length=16), nullable=False),
         sa.Column("error", sa.Text(), nullable=True),
+        sa.Column("deleted_at", sa.BigInteger(), nullable=True),
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["backbone_id"], ["models.id"], name=op.f("fk_models_backbone_id")),
@@ -184,6 +185,7 @@ def upgrade() -> None:
         sa.Column("parameters", sa.JSON(), nullable=True),
         sa.Column("timings", sa.JSON(), nullable=True),
         sa.Column("usage", sa.JSON(), nullable=True),
+        sa.Column("user_metadata", sa.JSON(), nullable=True),
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(
@@ -252,12 +254,12 @@ def upgrade() -> None:
 
     op.create_table(
         "jobs",
-        sa.Column("project_id", sa.Uuid(), nullable=False),
+        sa.Column("project_id", sa.Uuid(), nullable=True),
         sa.Column("name", sa.String(length=255), nullable=False),
         sa.Column("status", sa.String(length=16), nullable=False),
-        sa.Column("recipe_id", sa.Uuid(), nullable=False),
+        sa.Column("recipe_id", sa.Uuid(), nullable=True),
         sa.Column("recipe_key", sa.String(length=255), nullable=False),
-        sa.Column("content_hash", sa.String(length=64), nullable=False),
+        sa.Column("content_hash", sa.String(length=64), nullable=True),
         sa.Column("entrypoint", sa.String(length=255), nullable=False),
         sa.Column("args", sa.JSON(), nullable=False),
         sa.Column("compute_pool", sa.String(length=255), nullable=True),
@@ -269,6 +271,7 @@ def upgrade() -> None:
         sa.Column("started_at", sa.BigInteger(), nullable=True),
         sa.Column("ended_at", sa.BigInteger(), nullable=True),
         sa.Column("heartbeat_at", sa.BigInteger(), nullable=True),
+        sa.Column("restarts", sa.Integer(), server_default="0", nullable=False),
         sa.Column("error", sa.Text(), nullable=True),
         sa.Column("deleted_at", sa.BigInteger(), nullable=True),
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -310,6 +313,7 @@ def upgrade() -> None:
         sa.Column("category", sa.String(length=16), nullable=False),
         sa.Column("description", sa.Text(), nullable=False),
         sa.Column("unit", sa.String(length=64), nullable=True),
+        sa.Column("deleted_at", sa.BigInteger(), nullable=True),
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(
@@ -654,6 +658,23 @@ def upgrade() -> None:
         sa.UniqueConstraint("job_id", "name", name=op.f("uq_job_stages_job_id_name")),
     )
     op.create_table(
+        "model_imports",
+        sa.Column("job_id", sa.Uuid(), nullable=False),
+        sa.Column("hub_id", sa.String(length=255), nullable=False),
+        sa.Column("key", sa.String(length=255), nullable=False),
+        sa.Column("name", sa.String(length=255), nullable=False),
+        sa.Column("token", sa.Text(), nullable=True),
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_model_imports_job_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_model_imports")),
+        sa.UniqueConstraint("job_id", name=op.f("uq_model_imports_job_id")),
+    )
+    with op.batch_alter_table("model_imports", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_model_imports_hub_id"), ["hub_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_model_imports_key"), ["key"], unique=False)
+
+    op.create_table(
         "monitoring_categorical",
         sa.Column("run_id", sa.Uuid(), nullable=False),
         sa.Column("name", sa.String(length=255), nullable=False),
@@ -769,6 +790,11 @@ def downgrade() -> None:
 
     op.drop_table("monitoring_points")
     op.drop_table("monitoring_categorical")
+    with op.batch_alter_table("model_imports", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_model_imports_key"))
+        batch_op.drop_index(batch_op.f("ix_model_imports_hub_id"))
+
+    op.drop_table("model_imports")
     op.drop_table("job_stages")
     with op.batch_alter_table("job_artifacts", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_job_artifacts_job_id"))
