@@ -107,8 +107,8 @@ class Auth(_Section):
     """`ADAPTIVE_AUTH__SESSION__*`."""
     default_team: str = "default"
     """The team of somebody who signs up."""
-    default_role: str = "admin"
-    """What somebody who signs up becomes in the default team."""
+    default_role: str = "read-only"
+    """What somebody who signs up becomes in the default team. Least by default: sign-up is open to a whole company."""
     admins: tuple[str, ...] = ()
     """E-mail addresses that become members of the team `admin` when they log in."""
 

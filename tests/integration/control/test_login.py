@@ -118,7 +118,7 @@ def test_somebody_signs_up_looks_around_and_logs_out(browser: httpx.Client, open
     assert asked["code_challenge_method"] == "S256" and len(asked["code_challenge"]) == 43 and len(asked["nonce"]) >= 43
     me = browser.get(ME).json()
     assert (me["email"], me["name"]) == ("ada@example.com", "Ada Lovelace")
-    assert me["teams"] == [{"team": "default", "role": "admin"}]
+    assert me["teams"] == [{"team": "default", "role": "read-only"}]
     told = browser.post("/api/graphql", json=QUERY, headers=same_origin(browser))
     assert told.json()["data"]["me"]["email"] == "ada@example.com"
     kept = dict(browser.cookies)
