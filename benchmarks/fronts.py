@@ -33,22 +33,23 @@ async def run(folder: str, database: str, model: str) -> None:
     with bind(HOST, 0) as controlled, bind(HOST, 0) as plain:
         ports = [socket.getsockname()[1] for socket in (controlled, plain)]
         config = ControlConfig(data_dir=Path(folder), db={"url": database}).at_port(ports[0])
-        services = Services(config, await opened(config))
-        api_key = await services.people.bootstrap(DEFAULT_ADMIN)
-        control = Listener(create_control_app(services), config, services.serving.router)
-        own = Listener(create_app(ServerConfig(), services.serving.router), config, services.serving.router)
-        own.config.lifespan = "off"  # the router is the control plane's
-        serving = asyncio.gather(control.serve([controlled]), own.serve([plain]))
-        try:
-            await control.wait_listening()
-            (key,) = await deploy(services, [Path(model)], lambda line: None)
-            _tell({"pid": os.getpid(), "ports": ports, "api_key": api_key, "models": [f"{PROJECT}/{key}", key]})
-            while await asyncio.to_thread(sys.stdin.readline):
-                await services.interaction_writer.settled()
-                _tell({"written": services.interaction_writer.written})
-        finally:
-            control.should_exit = own.should_exit = True
-            await serving
+        async with opened(config, sys.exit) as tables:
+            services = Services(config, tables)
+            api_key = await services.people.bootstrap(DEFAULT_ADMIN)
+            control = Listener(create_control_app(services), config, services.serving.router)
+            own = Listener(create_app(ServerConfig(), services.serving.router), config, services.serving.router)
+            own.config.lifespan = "off"  # the router is the control plane's
+            serving = asyncio.gather(control.serve([controlled]), own.serve([plain]))
+            try:
+                await control.wait_listening()
+                (key,) = await deploy(services, [Path(model)], lambda line: None)
+                _tell({"pid": os.getpid(), "ports": ports, "api_key": api_key, "models": [f"{PROJECT}/{key}", key]})
+                while await asyncio.to_thread(sys.stdin.readline):
+                    await services.interaction_writer.settled()
+                    _tell({"written": services.interaction_writer.written})
+            finally:
+                control.should_exit = own.should_exit = True
+                await serving
 
 
 def _tell(answer: dict[str, object]) -> None:
