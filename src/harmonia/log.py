@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -14,6 +15,8 @@ REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 """Of the HTTP request that is being answered; every line that is written meanwhile carries it."""
 
 _TEXT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+ROUTINE = re.compile(r"^\S+ +(DEBUG|INFO) ")
+"""How lines of this form begin that tell of nothing unusual."""
 
 
 class _Text(logging.Formatter):

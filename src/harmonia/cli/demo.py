@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import signal
+from harmonia.cli.loading import quiet_interrupts
 
 
 def main() -> None:
-    """Run it. While everything is loaded, which takes a while, Ctrl-C ends it without a trace."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from harmonia.cli.demo_show import app  # only now, so that Ctrl-C may come before
-
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Run it."""
+    with quiet_interrupts():
+        from harmonia.cli.demo_show import app
     app()
 
 

@@ -22,13 +22,13 @@ from harmonia.protocol.messages import ChatPrompt, Delta, Generate
 from harmonia.protocol.sampling import SamplingParams
 from harmonia.sdk import AsyncAdaptive
 from harmonia.sdk.operations.jobs import Job, TrainingJobStageOutput
+from harmonia.server.services.jobs.process import GATEWAY
 
 RECIPE = "sft"
 DATASET = "orders"
 LEARNING_RATE = 1.5e-3
 ROWS_PER_STEP = 8
 MAX_SEQUENCE_LENGTH = 512
-GATEWAY = "/api/v1/ws"
 _LOOK_EVERY_S = 0.5
 _ASK_EVERY = 0.1
 """Share of the training."""

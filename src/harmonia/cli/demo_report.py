@@ -17,7 +17,8 @@ from rich.text import Text
 from harmonia.cli.curves import print_curve, write_png
 from harmonia.cli.demo_lesson import EXAMPLE, NUM_UNSEEN, Lesson, Row, num_right
 from harmonia.cli.demo_talk import Turn
-from harmonia.cli.first_models import EXAMPLE_QUESTION, EXAMPLE_TOKENS, PROJECT, curl, python
+from harmonia.cli.first_models import EXAMPLE_TOKENS, PROJECT, curl, python
+from harmonia.cli.running import EXAMPLE_QUESTION
 from harmonia.errors import InvalidRequestError
 from harmonia.sdk.operations.interactions import InteractionGroup
 from harmonia.sdk.operations.jobs import Job

@@ -20,12 +20,12 @@ import uvloop
 from rich.console import Console
 from rich.markup import escape
 
-from harmonia import log
 from harmonia.cli import demo_report as report
 from harmonia.cli import first_models, up
 from harmonia.cli.demo_job import Asking, LessonJob, Pupil
 from harmonia.cli.demo_lesson import NUM_ROWS, Lesson, make_lesson
 from harmonia.cli.demo_talk import People, Turn, connect
+from harmonia.cli.reporting import configure_log, reported
 from harmonia.cli.tables import print_error, size
 from harmonia.config.control import ControlConfig, Jobs
 from harmonia.errors import HarmoniaError, InvalidRequestError, UnavailableError
@@ -67,17 +67,15 @@ def demo(
     serves, deploy what came out, and keep serving."""
     started = time.perf_counter()
     _forget_other_servers()
-    log.configure()
     console = Console()
     try:
-        (path,) = first_models.located([str(model or bundled_model())])
-        place = report.picture_place(picture)
-        with data_folder(data_dir) as folder:
-            show = Show(path, folder, console, rows, place, started)
-            code = uvloop.run(_run(show, _port(port), is_kept=data_dir is not None, once=once))
-    except HarmoniaError as error:
-        print_error(Console(stderr=True), error)
-        raise typer.Exit(1) from error
+        with reported():
+            configure_log()
+            (path,) = first_models.located([str(model or bundled_model())])
+            place = report.picture_place(picture)
+            with data_folder(data_dir) as folder:
+                show = Show(path, folder, console, rows, place, started)
+                code = uvloop.run(_run(show, _port(port), is_kept=data_dir is not None, once=once))
     except KeyboardInterrupt as interrupt:  # before the server took signals over
         raise typer.Exit(_INTERRUPTED) from interrupt
     raise typer.Exit(code)

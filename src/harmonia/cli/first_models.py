@@ -10,18 +10,18 @@ from pathlib import Path
 
 import msgspec
 
+from harmonia.cli.running import EXAMPLE_QUESTION
 from harmonia.cli.serve import default_key
 from harmonia.errors import InvalidRequestError, UnavailableError
 from harmonia.server.services.access import Caller
+from harmonia.server.services.jobs.imports import HUB_ID, NewImport
 from harmonia.server.services.keys import key_from
 from harmonia.server.services.models.deployments import ServiceChanges
-from harmonia.server.services.models.imports import HUB_ID, NewImport
 from harmonia.server.services.models.models import NewModel
 from harmonia.server.services.people.projects import NewProject
 from harmonia.server.services.services import Services
 
 PROJECT = "default"
-EXAMPLE_QUESTION = "What is the capital of France?"
 EXAMPLE_TOKENS = 100
 """A small model may ramble until its context is full; an example should end soon."""
 _POLL_S = 0.5
@@ -61,7 +61,11 @@ async def deploy(services: Services, models: Sequence[Path | str], tell: Callabl
     if await services.projects.find(caller, PROJECT) is None:
         await services.projects.create(caller, NewProject("Default", key=PROJECT))
     keys = [
-        await (_registered(services, caller, model) if isinstance(model, Path) else _imported(services, model, tell))
+        await (
+            _registered(services, caller, model)
+            if isinstance(model, Path)
+            else _imported(services, caller, model, tell)
+        )
         for model in models
     ]
     for key in keys:
@@ -86,9 +90,8 @@ async def _registered(services: Services, caller: Caller, path: Path) -> str:
     return known.key
 
 
-async def _imported(services: Services, hub_id: str, tell: Callable[[str], None]) -> str:
+async def _imported(services: Services, caller: Caller, hub_id: str, tell: Callable[[str], None]) -> str:
     """Wait until it is there, telling every tenth of it that came; UnavailableError says why it is not."""
-    caller = await services.people.operator()
     name = hub_id.rpartition("/")[2].removesuffix(".gguf")
     new = NewImport(hub_id=hub_id, name=name, token=os.environ.get("HF_TOKEN", ""))
     job_id = await services.imports.ensure(caller, new)

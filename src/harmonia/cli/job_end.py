@@ -10,7 +10,8 @@ from harmonia.cli.recipe_job import Order
 from harmonia.client.recipe import JobState
 from harmonia.errors import HarmoniaError
 from harmonia.models.adaptive_info import read_info
-from harmonia.models.registry import SCHEME, ModelRegistry
+from harmonia.models.registry import ModelRegistry
+from harmonia.protocol.instances import SCHEME
 
 
 def next_commands(order: Order, state: JobState) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""`harmonia`: the command line."""
+"""Every command of `harmonia`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from harmonia.cli.app import app
 __all__ = [
     "app",
     "jobs",
-    "main",
     "plan",
     "run",
     "serve",
@@ -34,12 +33,3 @@ __all__ = [
     "up",
     "worker",
 ]
-
-
-def main() -> None:
-    """Run the command that the arguments name."""
-    app()
-
-
-if __name__ == "__main__":
-    main()

@@ -24,9 +24,10 @@ from harmonia.cli.options import (
     engine_config,
     located,
 )
-from harmonia.cli.tables import print_error, print_plan
+from harmonia.cli.reporting import reported
+from harmonia.cli.tables import print_plan
 from harmonia.config.engine import Precision
-from harmonia.errors import HarmoniaError, InvalidRequestError
+from harmonia.errors import InvalidRequestError
 
 DEFAULT_RANK = 16
 
@@ -113,14 +114,11 @@ def plan(
     chosen = precision if dtype is None else _PRECISIONS[dtype]
     config = engine_config(kv_cache_len, max_seq_len, chosen, device, max_adapters=max_adapters)
     config = msgspec.structs.replace(config, invariant=invariant)
-    try:
+    with reported():
         check_training(train, max_batch_size, full, targets)
         names = tuple(name.strip() for name in targets.split(",")) if targets else ()
         needs = [] if max_batch_size is None else [training_need(max_batch_size, 0 if full else adapter_rank, names)]
         result = plan_memory(str(located(model, registry)), config, needs)
-    except HarmoniaError as error:
-        print_error(Console(stderr=True), error)
-        raise typer.Exit(1) from error
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
     else:

@@ -18,6 +18,8 @@ from harmonia.errors import InvalidRequestError
 
 Schema = Mapping[str, Any]
 
+HELP = ("--help", "-h")
+"""Words that ask for the flags instead."""
 _VARIANT = "union_variant"
 _MISSING = object()
 _DEEPEST = 4

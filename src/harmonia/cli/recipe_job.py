@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import fcntl
 import os
-import re
 import shutil
 import signal
 import sys
@@ -36,7 +35,7 @@ from harmonia.client.recipe.notifiers import Metric
 from harmonia.config import WorkerConfig
 from harmonia.errors import InvalidRequestError, UnavailableError
 from harmonia.fleet import LocalFleet
-from harmonia.log import get_logger
+from harmonia.log import ROUTINE, get_logger
 from harmonia.models.atomic import remove_abandoned
 from harmonia.models.registry import ModelRegistry
 from harmonia.protocol.fleet import WorkerState
@@ -48,7 +47,6 @@ INTERRUPTED = 130
 _LOOKING_S = 0.1
 """For longer than that `harmonia jobs` does not hold a folder to see whether it is held."""
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_ROUTINE = re.compile(r"^\S+ +(DEBUG|INFO) ")
 
 
 @dataclass(frozen=True)
@@ -292,5 +290,5 @@ class _Job:
 
 def _echo(line: str) -> None:
     """Pass a worker's log on, except for its routine."""
-    if not _ROUTINE.match(line):
+    if not ROUTINE.match(line):
         sys.stderr.write(line + "\n")

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harmonia import log
 from harmonia.cli.app import app
 from harmonia.cli.curves import PER_TOKEN, Points, Series, print_curve, write_png
 from harmonia.cli.job_end import next_commands
@@ -33,13 +32,15 @@ from harmonia.cli.options import (
     engine_config,
     with_port,
 )
-from harmonia.cli.recipe_flags import print_help
+from harmonia.cli.recipe_flags import HELP, print_help
 from harmonia.cli.recipe_job import INTERRUPTED, Order, load, run_job
+from harmonia.cli.reporting import configure_log, reported
 from harmonia.cli.tables import print_error
 from harmonia.client.identifiers import uuid_v7
 from harmonia.client.recipe import JobState, read_journal, read_restore_data, recipe_traceback
 from harmonia.config import WorkerConfig
 from harmonia.errors import HarmoniaError, InvalidRequestError
+from harmonia.protocol.instances import SCHEME
 from harmonia.recipes import find_recipe, recipe_keys, recipe_summary
 
 RecipeArgument = Annotated[
@@ -65,8 +66,6 @@ MemoryFraction = Annotated[
     float, typer.Option(min=0.01, max=1.0, help="Share of the device's free memory that models may use.")
 ]
 ListRecipes = Annotated[bool, typer.Option("--list", help="List the built-in recipes and end.")]
-
-_HELP = ("--help", "-h")
 
 
 # What is no option of this command is one of the recipe.
@@ -116,17 +115,14 @@ def run(
     asked = Asked(recipe, words, config, worker, job_dir, resume)
     engine = engine_config(None, None, precision, device, threads, max_adapters, max_adapter_rank)
     engine = msgspec.structs.replace(engine, memory_fraction=memory_fraction, invariant=invariant)
-    try:
+    with reported():
         if list_recipes:
             _list()
-        elif any(word in _HELP for word in asked.parameters):
+        elif any(word in HELP for word in asked.parameters):
             _explain(asked)
         else:
             order = _order(asked, with_port(WorkerConfig(engine=engine), "127.0.0.1", None, registry))
             raise typer.Exit(_run(order))
-    except HarmoniaError as error:
-        print_error(Console(stderr=True), error)
-        raise typer.Exit(1) from error
 
 
 @dataclass(frozen=True)
@@ -222,7 +218,7 @@ def _run(order: Order) -> int:
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
     display = Display(console, f"{_short(order.name)}, job {order.job_id}")
     with display:
-        log.configure(os.environ.get("ADAPTIVE_LOG_LEVEL", "WARNING"))  # to the standard error that the display set
+        configure_log(os.environ.get("ADAPTIVE_LOG_LEVEL", "WARNING"))  # to the standard error that the display set
         state, error = run_job(order, display)
     if error is not None and state.state == "FAILED":
         _print_failure(errors, error, order)
@@ -266,7 +262,7 @@ def _print_summary(console: Console, state: JobState, display: Display, losses: 
     if display.dropped:
         console.print(f"  [yellow]{display.dropped_samples}[/yellow]; the log says why")
     for artifact in state.artifacts:
-        what = f"model_registry://{artifact.name}" if artifact.kind == "model" else f"{artifact.kind} {artifact.name}"
+        what = f"{SCHEME}{artifact.name}" if artifact.kind == "model" else f"{artifact.kind} {artifact.name}"
         console.print(f"  saved [bold]{escape(what)}[/bold] {escape(artifact.file or '')}".rstrip(), soft_wrap=True)
 
 

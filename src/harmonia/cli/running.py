@@ -20,12 +20,12 @@ from harmonia.config import WorkerConfig
 from harmonia.config.server import ServerConfig
 from harmonia.errors import UnavailableError
 from harmonia.fleet import LocalFleet
+from harmonia.log import ROUTINE
 from harmonia.protocol.fleet import WorkerState, WorkerStatus
 from harmonia.router import Router
 from harmonia.server import Listener, bind, create_app
 
 _LOG_HEAD = re.compile(r"^\S+ +[A-Z]+ +\S+: ")
-_ROUTINE = re.compile(r"^\S+ +(DEBUG|INFO) ")
 FORCED_STOP_S = 0.3
 EXAMPLE_QUESTION = "What is the capital of France?"
 
@@ -39,10 +39,9 @@ class Running:
     def __init__(self, worker: WorkerConfig, server: ServerConfig) -> None:
         self._loading = True
         self.worker = worker
-        self.server = server
         self.console = Console(stderr=True)
         self._socket = bind(server.server.host, server.server.port)
-        self.port: int = self._socket.getsockname()[1]
+        self.server = server = server.at_port(self._socket.getsockname()[1])
         self._fleet = LocalFleet(self._echo)
         self._router = Router(self._fleet, server.http_client.timeout_secs)
         self._listener = Listener(create_app(server, self._router), server, self._router)
@@ -66,9 +65,7 @@ class Running:
     @property
     def url(self) -> str:
         """Where the server answers."""
-        host = self.server.server.host
-        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-        return f"http://{f'[{shown}]' if ':' in shown else shown}:{self.port}"
+        return self.server.server.url
 
     async def wait_ready(self) -> bool:
         """Show the worker's progress until it is ready; False when it refused, or a signal came first."""
@@ -106,7 +103,7 @@ class Running:
 
     def _echo(self, line: str) -> None:
         """Pass a worker's log on, except what the spinner shows already."""
-        if not (self._loading and self.console.is_terminal and _ROUTINE.match(line)):
+        if not (self._loading and self.console.is_terminal and ROUTINE.match(line)):
             sys.stderr.write(line + "\n")
 
     def _say(self, line: str) -> None:

@@ -10,7 +10,7 @@ import typer
 import uvloop
 from rich.console import Console
 
-from harmonia import log, tracing
+from harmonia import tracing
 from harmonia.cli.app import app
 from harmonia.cli.options import (
     DEFAULTS,
@@ -29,12 +29,13 @@ from harmonia.cli.options import (
     located,
     with_port,
 )
+from harmonia.cli.reporting import configure_log
 from harmonia.cli.running import Running
 from harmonia.cli.tables import print_error
 from harmonia.config import AdapterSource, EngineConfig, WorkerConfig
 from harmonia.config.server import ServerConfig
 from harmonia.errors import HarmoniaError
-from harmonia.models.registry import SCHEME
+from harmonia.protocol.instances import SCHEME
 
 _FILE_SUFFIXES = (".gguf", ".safetensors")
 
@@ -98,24 +99,26 @@ def serve(
     key = model.removeprefix(SCHEME) if model.startswith(SCHEME) else None
     worker = worker_config(located(model, registry), name or key, adapter or [], engine, server.max_ttft_ms)
     worker = with_port(worker, worker.host, worker_port, registry)
-    log.configure()
     raise typer.Exit(uvloop.run(run(worker, server)))
 
 
 async def run(worker: WorkerConfig, server: ServerConfig) -> int:
     """Serve until a signal; the exit code."""
     try:
+        configure_log()
         tracing.configure("harmonia")
         running = Running(worker, server)
     except HarmoniaError as error:
         print_error(Console(stderr=True), error)
         return 1
-    async with running:
-        if not await running.wait_ready():
-            return 1
-        running.show_address()
-        await running.wait_end()
-    tracing.close()
+    try:
+        async with running:
+            if not await running.wait_ready():
+                return 1
+            running.show_address()
+            await running.wait_end()
+    finally:
+        tracing.close()
     return 0
 
 
@@ -162,5 +165,5 @@ def _adapter(entry: str) -> AdapterSource:
     key, _, path = entry.partition("=")
     if not key or not path:
         raise typer.BadParameter(f"--adapter wants KEY=PATH, got {entry!r}")
-    is_registered = path.startswith("model_registry://")
+    is_registered = path.startswith(SCHEME)
     return AdapterSource(key=key, path=path if is_registered else str(Path(path).resolve()))

@@ -13,8 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from harmonia.cli import server_completion
-from harmonia.cli.tables import print_error
-from harmonia.errors import HarmoniaError
+from harmonia.cli.reporting import reported
 from harmonia.sdk import Adaptive
 
 PANEL = "Commands for a server"
@@ -29,16 +28,6 @@ ProjectOption = Annotated[
         autocompletion=server_completion.projects,
     ),
 ]
-
-
-@contextmanager
-def reported() -> Iterator[None]:
-    """What goes wrong inside, told on standard error; the command then ends with code 1."""
-    try:
-        yield
-    except HarmoniaError as error:
-        print_error(Console(stderr=True), error)
-        raise typer.Exit(1) from error
 
 
 @contextmanager

@@ -10,11 +10,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from harmonia import log
 from harmonia.cli.app import app
-from harmonia.cli.tables import print_error
+from harmonia.cli.reporting import configure_log, reported
 from harmonia.cli.up import control_config
-from harmonia.errors import HarmoniaError, InvalidRequestError
+from harmonia.errors import InvalidRequestError
 from harmonia.server.db import migrate
 from harmonia.server.db.alone import sole_server
 from harmonia.server.db.database import Database, database_url
@@ -56,16 +55,10 @@ def new_key(
 
       harmonia admin new-key ada@example.com --data-dir /srv/harmonia
     """
-    try:
-        log.configure(level="ERROR")
+    with reported():
+        configure_log("ERROR")
         config = control_config(os.environ, database, data_dir, None, None)
         owner, api_key = asyncio.run(_new_key(config.database_address, email, revoke_others))
-    except HarmoniaError as error:
-        print_error(Console(stderr=True), error)
-        raise typer.Exit(1) from error
-    except ValueError as error:
-        print_error(Console(stderr=True), InvalidRequestError(str(error)))
-        raise typer.Exit(1) from error
     Console(stderr=True).print(f"API key of {owner}, shown only now:", markup=False, highlight=False, soft_wrap=True)
     print(api_key)
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from harmonia.cli import server_completion
 from harmonia.cli.app import app
-from harmonia.cli.recipe_flags import overlay, parse_flags, print_help, read_values
+from harmonia.cli.recipe_flags import HELP, overlay, parse_flags, print_help, read_values
 from harmonia.cli.server_access import PANEL, ProjectOption, duration, moment, server, show, show_one
 from harmonia.cli.server_entities import find_recipe
 from harmonia.errors import EntityNotFoundError
@@ -20,7 +20,6 @@ from harmonia.sdk import Adaptive
 from harmonia.sdk.operations.jobs import Job, Stage
 
 INTERRUPTED = 130
-_HELP = ("--help", "-h")
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id.", show_default=False)]
 
@@ -64,7 +63,7 @@ def launch(
     words = tuple(parameters or ())
     with server(project) as adaptive:
         found = find_recipe(adaptive, recipe)
-        if any(word in _HELP for word in words):
+        if any(word in HELP for word in words):
             print_help(Console(), recipe, found.description, found.json_schema, "launch")
             return
         args = overlay({} if config is None else read_values(config), parse_flags(found.json_schema, words))

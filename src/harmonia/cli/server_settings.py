@@ -11,7 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from harmonia.cli.app import app
-from harmonia.cli.server_access import PANEL, reported
+from harmonia.cli.reporting import reported
+from harmonia.cli.server_access import PANEL
 from harmonia.errors import InvalidRequestError
 from harmonia.sdk.settings import (
     DEFAULT_BASE_URL,

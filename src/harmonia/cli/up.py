@@ -20,6 +20,7 @@ from rich.markup import escape
 from harmonia import log, tracing
 from harmonia.cli import first_models
 from harmonia.cli.app import app
+from harmonia.cli.reporting import configure_log, reported
 from harmonia.cli.tables import print_error
 from harmonia.config.control import ControlConfig
 from harmonia.errors import HarmoniaError, InvalidRequestError
@@ -100,25 +101,16 @@ def up(
     ] = None,
 ) -> None:
     """Start the control plane."""
-    try:
-        _configure_log()
+    with reported():
+        configure_log()
         config = control_config(os.environ, database, data_dir, host, port)
         admin = admin or next(iter(config.auth.admins), DEFAULT_ADMIN)
         tracing.configure("harmonia")
-        code = uvloop.run(run(config, admin, first_models.found(models or ())))
-    except HarmoniaError as error:
-        print_error(Console(stderr=True), error)
-        raise typer.Exit(1) from error
-    finally:
-        tracing.close()
+        try:
+            code = uvloop.run(run(config, admin, first_models.found(models or ())))
+        finally:
+            tracing.close()
     raise typer.Exit(code)
-
-
-def _configure_log() -> None:
-    try:
-        log.configure()
-    except ValueError as error:
-        raise InvalidRequestError(f"ADAPTIVE_LOG_LEVEL or ADAPTIVE_LOG_FORMAT: {error}", field="log") from error
 
 
 def control_config(
@@ -225,7 +217,7 @@ async def started(config: ControlConfig, admin: str) -> AsyncIterator[Plane]:
                 websockets=True,
                 before_end=services.job_runner.put_off,
             )
-            plane = Plane(services, listener, _url(config, listening), api_key)
+            plane = Plane(services, listener, config.server.url, api_key)
             async with operators(application, config):
                 plane.start(listening)
                 try:
@@ -311,9 +303,3 @@ async def welcome(console: Console, plane: Plane, models: Sequence[Path | str]) 
     )
     example = f"try:\n{in_shell}\nor, in Python:\n{with_sdk}"
     console.print(example, markup=False, highlight=False, soft_wrap=True)
-
-
-def _url(config: ControlConfig, listening: socket.socket) -> str:
-    host = config.server.host
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://{f'[{shown}]' if ':' in shown else shown}:{listening.getsockname()[1]}"

@@ -12,7 +12,6 @@ import uvloop
 from rich.console import Console
 from rich.markup import escape
 
-from harmonia import log
 from harmonia.cli.app import app
 from harmonia.cli.options import (
     DEFAULTS,
@@ -28,6 +27,7 @@ from harmonia.cli.options import (
     with_port,
     worker_address,
 )
+from harmonia.cli.reporting import configure_log, reported
 from harmonia.cli.tables import print_error
 from harmonia.config import WorkerConfig
 from harmonia.errors import HarmoniaError, UnavailableError
@@ -80,12 +80,9 @@ def worker(
         max_adapter_rank=max_adapter_rank,
     )
     engine = msgspec.structs.replace(engine, memory_fraction=memory_fraction, invariant=invariant, graphs=graphs)
-    log.configure()
-    try:
+    with reported():
+        configure_log()
         config = with_port(WorkerConfig(engine=engine), host, port, registry)
-    except HarmoniaError as error:
-        print_error(Console(stderr=True), error)
-        raise typer.Exit(1) from error
     raise typer.Exit(uvloop.run(run(config)))
 
 

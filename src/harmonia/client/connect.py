@@ -14,10 +14,9 @@ from harmonia.client.builder import BuilderArgs, ModelBuilder
 from harmonia.client.session import Session, SpawnObserver, StepObserver
 from harmonia.errors import InvalidRequestError, WorkerLostError
 from harmonia.protocol.client import WorkerClient
-from harmonia.protocol.instances import DescribeModel, Hello, ModelDescription
+from harmonia.protocol.instances import SCHEME, DescribeModel, Hello, ModelDescription
 
 _CONNECT_TIMEOUT_S = 10.0
-_REGISTRY = "model_registry://"
 
 
 class Lifetime(TypedDict, total=False):
@@ -92,11 +91,11 @@ def _check(addr: str) -> None:
 def _check_path(path: str) -> None:
     """InvalidRequestError unless the path could be a model's; it may hold a provider's key, which is not repeated."""
     if not path:
-        raise InvalidRequestError(f"the path of the model is empty; give {_REGISTRY}key or a folder", field="path")
-    if "://" in path and not path.startswith(_REGISTRY):
+        raise InvalidRequestError(f"the path of the model is empty; give {SCHEME}key or a folder", field="path")
+    if "://" in path and not path.startswith(SCHEME):
         provider = path.split("://", maxsplit=1)[0]
         raise InvalidRequestError(
-            f"models of the provider {provider!r} are not supported; give {_REGISTRY}key or a folder", field="path"
+            f"models of the provider {provider!r} are not supported; give {SCHEME}key or a folder", field="path"
         )
 
 

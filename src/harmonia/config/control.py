@@ -138,6 +138,10 @@ class Files(_Section):
     """`s3://`, `gs://` or `az://` for object storage, `file:///PATH` for a folder; None: one in the data folder."""
     upload_expiry_hours: float = Field(default=24.0, gt=0)
     """An upload in parts is dropped when no part has come for so long."""
+    max_unfinished_bytes: int = Field(default=64 * 1024**3, gt=0)
+    """What one account may have in uploads that are not finished; a part beyond it is refused."""
+    max_unfinished_uploads: int = Field(default=256, gt=0)
+    """How many such uploads one account may have."""
 
 
 class Graders(_Section):
@@ -277,10 +281,6 @@ class ControlConfig(ServerConfig):
             user = f"{db.username}{password}@" if db.username else ""
             return f"postgresql://{user}{db.host}:{db.port}/{db.database}"
         return f"sqlite:///{self.folder / 'harmonia.db'}"
-
-    def at_port(self, port: int) -> ControlConfig:
-        """The same at the port that was bound, where the settings say 0 for any."""
-        return self.model_copy(update={"server": self.server.model_copy(update={"port": port})})
 
     @property
     def registry(self) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from pydantic import BaseModel, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -24,6 +26,12 @@ class HttpServer(BaseModel):
     shutdown_grace_seconds: float = Field(default=20.0, ge=0)
     """How long running streams may go on after a signal to stop."""
 
+    @property
+    def url(self) -> str:
+        """Where programs of this machine reach it; `port` must be the one that was bound."""
+        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
 
 class HttpClient(BaseModel):
     """The side that talks to workers."""
@@ -45,3 +53,7 @@ class ServerConfig(BaseSettings):
     """`ADAPTIVE_MAX_TTFT_MS`: default bound on the time to the first token, queue included."""
     api_keys: tuple[str, ...] = ()
     """Keys that callers may present; none means that every caller is let in."""
+
+    def at_port(self, port: int) -> Self:
+        """The same at the port that was bound, where the settings say 0 for any."""
+        return self.model_copy(update={"server": self.server.model_copy(update={"port": port})})

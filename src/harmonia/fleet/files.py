@@ -17,25 +17,8 @@ async def inspect_model(uri: str, registry: Path) -> ModelFacts:
 
     Errors: UnknownModelError when nothing is there, UnsupportedModelError naming what is wrong with it.
     """
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-P",
-        "-m",
-        "harmonia.models.facts",
-        uri,
-        str(registry),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        out, err = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-    if process.returncode != 0:
-        raise UnavailableError(f"{uri} could not be read: {err.decode(errors='replace').strip()}")
-    answer = msgspec.json.decode(out, type=Answer)
+    said = await _run("harmonia.models.facts", uri, str(registry), failure=f"{uri} could not be read")
+    answer = msgspec.json.decode(said, type=Answer)
     if answer.failure is not None:
         raise answer.failure.error()
     assert answer.facts is not None
@@ -46,21 +29,27 @@ async def remove_models(prefix: str, registry: Path) -> None:
     """Remove the saved models of a registry whose keys begin so. UnavailableError says why it could not be done."""
     if not registry.is_dir():
         return
+    failure = f"models {prefix}... could not be removed"
+    await _run("harmonia.models.removal", str(registry), prefix, failure=failure)
+
+
+async def _run(module: str, *arguments: str, failure: str) -> bytes:
+    """What `python -m module` prints. failure: what it means if it does not end well."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-P",
         "-m",
-        "harmonia.models.removal",
-        str(registry),
-        prefix,
+        module,
+        *arguments,
         stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        _, err = await process.communicate()
+        out, err = await process.communicate()
     finally:
         if process.returncode is None:
             process.kill()
     if process.returncode != 0:
-        raise UnavailableError(f"models {prefix}... could not be removed: {err.decode(errors='replace').strip()}")
+        raise UnavailableError(f"{failure}: {err.decode(errors='replace').strip()}")
+    return out

@@ -155,10 +155,15 @@ def _visible_gpus(place: str) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": "" if is_cpu else place, "CUDA_DEVICE_ORDER": order}
 
 
-def _prepare(parent: int, cores: Collection[int] | None) -> None:
-    # Without this a killed server leaves its workers behind, holding the memory that the next start needs.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def end_with(parent: int, number: signal.Signals) -> None:
+    """In a new process of Linux: be sent a signal when the parent ends. Without it a server that is killed leaves its
+    processes behind, holding the memory that the next start needs."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
         os._exit(REFUSED_EXIT_CODE)  # it was killed before the signal was asked for
+
+
+def _prepare(parent: int, cores: Collection[int] | None) -> None:
+    end_with(parent, signal.SIGTERM)
     if cores is not None:
         os.sched_setaffinity(0, cores)

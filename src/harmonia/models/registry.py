@@ -11,8 +11,8 @@ from pathlib import Path
 
 from harmonia.errors import InvalidRequestError, UnknownModelError
 from harmonia.models.atomic import MAX_NAME_BYTES, discard, is_temporary, set_aside, surviving
+from harmonia.protocol.instances import SCHEME
 
-SCHEME = "model_registry://"
 _SHOWN_KEYS = 5
 _CHECKPOINTS = "checkpoints/"
 """How trainers begin the keys of what only they look for."""

@@ -15,6 +15,9 @@ from harmonia.protocol.base import JsonObject, Message
 from harmonia.protocol.losses import Loss
 from harmonia.protocol.threads import ThreadData, TokenThreadData
 
+SCHEME = "model_registry://"
+"""How the addresses of saved models begin; the key follows."""
+
 # ---------------------------------------------------------------------------------------------- client to worker
 
 

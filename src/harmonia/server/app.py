@@ -31,7 +31,7 @@ def create_app(config: ServerConfig, router: Router) -> FastAPI:
     app = FastAPI(
         title="Harmonia",
         version="1",
-        description="OpenAI's interface and the seed system's, in front of one engine.",
+        description="OpenAI's interface in front of one engine.",
         lifespan=lifespan,
         redirect_slashes=False,
     )

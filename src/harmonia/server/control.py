@@ -8,7 +8,6 @@ from functools import partial
 
 from fastapi import FastAPI
 
-from harmonia.config.control import ControlServer
 from harmonia.server.graphql.schema import make_router
 from harmonia.server.rest import (
     chat,
@@ -26,6 +25,7 @@ from harmonia.server.rest import (
     selections,
     uploads,
 )
+from harmonia.server.rest.callers import cookie_name
 from harmonia.server.rest.context import Context
 from harmonia.server.rest.errors import install_handlers
 from harmonia.server.rest.limits import BodyLimit, RateLimit
@@ -59,8 +59,9 @@ def create_control_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.state.metrics = metrics = Metrics()
-    app.state.context = Context(services.config, services.serving.router, partial(project_target, services))
-    _install_limits(app, services.config.server)
+    target, pool_of = partial(project_target, services), services.allotments.pool_of
+    app.state.context = Context(services.config, services.serving.router, target, pool_of)
+    _install_limits(app, services)
     app.add_middleware(Telemetry, metrics=metrics, prefixes=(REST, OPENAI))
     app.add_middleware(RequestIds)
     app.include_router(make_operations_router(services, metrics))
@@ -90,7 +91,9 @@ def create_internal_app(app: FastAPI) -> FastAPI:
     return internal
 
 
-def _install_limits(app: FastAPI, server: ControlServer) -> None:
+def _install_limits(app: FastAPI, services: Services) -> None:
+    server = services.config.server
     app.add_middleware(BodyLimit, max_bytes=server.max_body_bytes, max_upload_bytes=server.max_upload_bytes)
     if server.requests_per_second is not None:
-        app.add_middleware(RateLimit, per_second=server.requests_per_second)
+        cookie = cookie_name(services, "session")
+        app.add_middleware(RateLimit, per_second=server.requests_per_second, cookie=cookie)

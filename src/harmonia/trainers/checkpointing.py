@@ -22,6 +22,7 @@ from harmonia.client.identifiers import uuid_v7
 from harmonia.client.recipe.notifiers import StageNotifier
 from harmonia.errors import InvalidRequestError
 from harmonia.log import get_logger
+from harmonia.protocol.instances import SCHEME
 from harmonia.trainers.callbacks import RecipeCallback
 from harmonia.trainers.checkpoint_data import BaseCheckpointData, SFTCheckpointData, StageCheckpoint, broken, parse
 from harmonia.trainers.dataset import DataSet
@@ -36,7 +37,6 @@ GRACEFUL_EXIT = "GRACEFUL_EXIT"
 """A file of this name in a stage's folder asks for a checkpoint after the step in hand, and an end."""
 
 _EPSILON = 1e-9
-_REGISTRY = "model_registry://"
 
 
 CheckpointDataT = TypeVar("CheckpointDataT", bound=BaseCheckpointData)
@@ -344,4 +344,4 @@ def _write(path: Path, text: str) -> None:
 
 def _model_key(model: TrainingModel) -> str:
     """The registry's key of a model, or its path if it came from elsewhere."""
-    return str(model.get_builder_args()["path"]).removeprefix(_REGISTRY)
+    return str(model.get_builder_args()["path"]).removeprefix(SCHEME)

@@ -9,6 +9,7 @@ from typing import Any
 from harmonia.client import StringThread, TrainingModel
 from harmonia.client.recipe.current import default_restore_data, default_stage
 from harmonia.client.recipe.notifiers import StageNotifier
+from harmonia.protocol.instances import SCHEME
 from harmonia.trainers.callbacks import RecipeCallback
 from harmonia.trainers.checkpointing import CheckpointManager, SFTCheckpointData
 from harmonia.trainers.dataset import DataSet
@@ -129,7 +130,7 @@ class SFT:
         return {"model_checkpoint_name": key, "optim_step": self.model.get_optim_step()}
 
     async def _load(self, checkpoint: SFTCheckpointData) -> None:
-        await self.model.load(f"model_registry://{checkpoint.model_checkpoint_name}")
+        await self.model.load(f"{SCHEME}{checkpoint.model_checkpoint_name}")
         self.model.set_optim_step(checkpoint.optim_step)
 
 

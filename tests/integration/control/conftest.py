@@ -108,6 +108,18 @@ def adaptive(plane: Plane) -> Iterator[Adaptive]:
 
 
 @pytest.fixture
+def lab(adaptive: Adaptive) -> Adaptive:
+    """The same in a project with two models and a metric."""
+    adaptive.projects.create("lab", "Lab")
+    adaptive.set_default_project("lab")
+    for name in ("one", "two"):
+        adaptive.models.add_external(name=name, external_model_id=name, api_key="secret", provider="open_ai")
+        adaptive.models.add_to_project(name, "lab")
+    adaptive.feedback.register_key("lab", "stars", "scalar")
+    return adaptive
+
+
+@pytest.fixture
 def adaptive_as(plane: Plane) -> Iterator[Callable[[str], Adaptive]]:
     """The published SDK with the API key of somebody else."""
     from adaptive_sdk import Adaptive

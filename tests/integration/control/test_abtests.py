@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import pytest
@@ -52,13 +53,16 @@ class Lab:
         new = NewCampaign(key=key, project="lab", metric=metric, models=list(models), **given)  # type: ignore[arg-type]
         return await self.abtests.create(self.caller, new)
 
-    async def answer(self, model: str, campaign: CampaignInfo | None = None) -> uuid.UUID:
+    async def answer(
+        self, model: str, campaign: CampaignInfo | None = None, timings: dict[str, float] | None = None
+    ) -> uuid.UUID:
         service = self.services[model]
         return await self.writer.record(
             Interaction(
                 project_id=self.project_id,
                 messages=ASK,
                 completion=model,
+                timings=timings,
                 model_key=model,
                 model_service_id=service.id,
                 model_id=service.model_id,
@@ -86,6 +90,13 @@ class Lab:
             return str((await session.execute(query)).scalar_one())
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for something."""
+    async with asyncio.timeout(60):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
 @pytest.fixture
 async def lab(database: Database) -> AsyncIterator[Lab]:
     api_key = await People(database).bootstrap(ADMIN)
@@ -103,9 +114,9 @@ async def lab(database: Database) -> AsyncIterator[Lab]:
             )
             session.add(service)
             services[key] = service
-    writer = InteractionWriter(database)
-    writer.start()
     abtests = ABTests(database, make_default, random.Random(7))
+    writer = InteractionWriter(database, measured=abtests.measured)
+    writer.start()
     feedback = Feedback(database, writer, abtests)
     yield Lab(database, caller, project.id, services, writer, abtests, feedback, MetricsRegistry(database))
     await writer.close()
@@ -166,6 +177,25 @@ async def test_a_clear_difference_ends_the_test_and_the_winner_is_deployed(lab: 
         query = select(AuditEntry.details).where(AuditEntry.action == "ab_test.end")
         (details,) = (await session.execute(query)).scalars().all()
         assert (details["winner"], details["deployed"]) == ("b", True)
+
+
+async def test_a_test_by_what_the_server_measures_ends_like_others(lab: Lab) -> None:
+    await lab.answer("a", timings={"ttft_ms": 1.0, "total_ms": 2.0})  # with which the metrics come
+    await until(lambda: lab.writer.written == 1)
+    campaign = await lab.begin("fast", "ttft", auto_deploy=True)
+    other = await lab.begin("brief", "completion_tokens")
+    for number in range(MIN_SCORES + 1):
+        await lab.answer("a", campaign, {"ttft_ms": 20.0 + number % 3, "total_ms": 5.0})
+        await lab.answer("b", campaign, {"ttft_ms": 10.0 + number % 3, "total_ms": 50.0})
+    await lab.answer("b", campaign)  # not measured
+    await until(lambda: lab.writer.written == 2 * MIN_SCORES + 4)
+    await lab.writer.settled()  # what it tells of comes after what it has written
+    info, report = await lab.now("fast")
+    assert (info.row.status, info.row.winner_id) == ("DONE", lab.services["b"].id)
+    assert info.row.num_scores >= 2 * MIN_SCORES
+    assert [variant.scores for variant in report.variants] == [MIN_SCORES + 1] * 2
+    assert await lab.default() == "b"
+    assert (await lab.now("brief"))[0].row.num_scores == other.row.num_scores == 0
 
 
 async def test_no_difference_ends_nothing(lab: Lab) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from adaptive_sdk import Adaptive
 
 from tests.integration.control.asking import data, refusal
@@ -18,18 +17,6 @@ PROJECT = (
     'metric(metric: "stars") { key grader { key } } abCampaigns { key } labelUsage { keys { key } }'
 )
 CHANGE = f'mutation ($i: ProjectUpdate!) {{ updateProject(idOrKey: "lab", input: $i) {{ {PROJECT} }} }}'
-
-
-@pytest.fixture
-def lab(adaptive: Adaptive) -> Adaptive:
-    """A project with two models and a metric."""
-    adaptive.projects.create("lab", "Lab")
-    adaptive.set_default_project("lab")
-    for name in ("one", "two"):
-        adaptive.models.add_external(name=name, external_model_id=name, api_key="secret", provider="open_ai")
-        adaptive.models.add_to_project(name, "lab")
-    adaptive.feedback.register_key("lab", "stars", "scalar")
-    return adaptive
 
 
 @on_both

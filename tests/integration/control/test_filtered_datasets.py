@@ -20,16 +20,10 @@ PREVIEW = "query ($i: DatasetCreateFromFilters!) { previewDatasetFromFilters(inp
 
 
 @pytest.fixture
-def lab(adaptive: Adaptive) -> Adaptive:
-    """A project with two models and two metrics."""
-    adaptive.projects.create("lab", "Lab")
-    adaptive.set_default_project("lab")
-    for name in ("one", "two"):
-        adaptive.models.add_external(name=name, external_model_id=name, api_key="secret", provider="open_ai")
-        adaptive.models.add_to_project(name, "lab")
-    adaptive.feedback.register_key("lab", "stars", "scalar")
-    adaptive.feedback.register_key("lab", "helpful", "bool")
-    return adaptive
+def lab(lab: Adaptive) -> Adaptive:
+    """With a second metric."""
+    lab.feedback.register_key("lab", "helpful", "bool")
+    return lab
 
 
 def record(lab: Adaptive, prompt: str, completion: str, **more: Any) -> str:

@@ -166,6 +166,23 @@ def test_changes_keep_what_an_answer_hides(adaptive: Adaptive, listener: Listene
     assert adaptive.integrations.get(str(made.id)) is None
 
 
+def test_what_is_hidden_is_not_sent_elsewhere(adaptive: Adaptive) -> None:
+    create, update = adaptive.integrations.create, adaptive.integrations.update
+    hook = webhook("http://a.example/x", Authorization="Bearer topsecret")
+    made = create("default", "Hook", "webhook", hook)
+    shown = made.config.connection.headers["Authorization"]
+    for address in ("http://b.example/x", "https://a.example/x", "http://a.example:81/x"):
+        with pytest.raises(GraphQLClientGraphQLMultiError, match=r"hidden stays with http://a\.example"):
+            update(str(made.id), connection=webhook(address, Authorization=shown))
+    update(str(made.id), connection=webhook("http://a.example/y", Authorization=shown))
+    update(str(made.id), connection=webhook("http://b.example/y", Authorization="anew"))
+    mail = {"port": 587, "username": "u", "fromEmail": "a@b.cd", "toEmails": ["e@f.gh"]}
+    kept = create("default", "Mail", "smtp", ConnectionConfigInputSmtp(host="a.example", password="secret", **mail))
+    again = ConnectionConfigInputSmtp(host="b.example", password="****", **mail)
+    with pytest.raises(GraphQLClientGraphQLMultiError, match=r"what is hidden stays with a\.example:587"):
+        update(str(kept.id), connection=again)
+
+
 def test_providers_and_other_connections(adaptive: Adaptive) -> None:
     query = adaptive._gql_client
     assert [item.name for item in query.list_providers().providers] == ["slack", "smtp", "webhook", "github"]

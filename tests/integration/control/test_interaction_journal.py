@@ -127,7 +127,7 @@ def test_everything_comes_back_as_it_was(tmp_path: Path) -> None:
     journal, _ = opened(tmp_path)
     journal.record(whole)
     assert opened(tmp_path)[1] == [whole]
-    assert all(path.stat().st_mode & 0o777 == 0o600 for path in files(tmp_path))
+    assert {path.stat().st_mode & 0o777 for path in files(tmp_path)} == {0o600}
 
 
 def test_a_frame_that_was_being_written_is_left_out(tmp_path: Path) -> None:
@@ -186,3 +186,21 @@ def test_a_full_disk_is_told_and_stops_nobody(
     assert "is the disk full" in caplog.text
     journal.record(third)
     assert opened(tmp_path)[1] == [first, third]
+
+
+def test_a_file_that_cannot_be_removed_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_FILE_BYTES", 0)
+    journal, _ = opened(tmp_path)
+    items = some(3)
+    for item in items:
+        journal.record(item)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", _refused)
+        journal.settle([items[0].id])
+    assert journal.failures == 1
+    journal.settle([item.id for item in items])
+    journal.close()
+
+
+def _refused(*_: object, **__: object) -> None:
+    raise OSError("the file system is read-only")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from adaptive_sdk import Adaptive
 
@@ -30,6 +32,18 @@ async def main(config: Config, ctx: RecipeContext):
     if config.where == "here":
         exec(eat)
     several = [subprocess.Popen([sys.executable, "-c", eat.replace("8", "4")]) for _ in range(4)]
+    await asyncio.sleep(600)
+"""
+)
+FLEEING = (
+    HEAD
+    + """
+import subprocess, sys
+
+@recipe_main
+async def main(ctx: RecipeContext):
+    apart = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    print("apart:", apart.pid, flush=True)
     await asyncio.sleep(600)
 """
 )
@@ -56,6 +70,7 @@ def sdk(plane: Plane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adap
     make_project(plane, "lab")
     folder = tmp_path_factory.mktemp("recipes")
     recipes = {"lesson": LESSON, "waiting": WAITING, "failing": FAILING, "greedy": GREEDY, "talking": TALKING}
+    recipes["fleeing"] = FLEEING
     with closing(Adaptive(base_url=plane.url, api_key=plane.api_key)) as sdk:
         sdk.set_default_project("lab")
         for name, source in recipes.items():
@@ -73,6 +88,16 @@ def test_a_job_that_needs_too_much_memory_fails_with_the_name_of_the_limit(
     job = ended(sdk, data(plane, query, {"args": {"where": where}})["createJob"]["id"])
     assert job.status.value == "FAILED"
     assert "limit of 0.4 GiB of memory (maxRamGb)" in job.error, job.error
+
+
+def test_nothing_that_a_job_started_outlives_it(plane: Plane, sdk: Adaptive) -> None:
+    job = sdk.jobs.run("fleeing", 0)
+    until(sdk, job.id, lambda _: re.search(r"apart: \d+\n", log_of(plane, job.id)) is not None)
+    found = re.search(r"apart: (\d+)\n", log_of(plane, job.id))
+    assert found
+    apart = psutil.Process(int(found[1]))
+    sdk.jobs.cancel(job.id)
+    until(sdk, job.id, lambda _: not apart.is_running() or apart.status() == psutil.STATUS_ZOMBIE)
 
 
 def test_a_log_is_cut_where_it_is_too_long(plane: Plane, sdk: Adaptive) -> None:

@@ -414,3 +414,18 @@ def test_settings_that_let_nobody_in_are_refused() -> None:
         OidcProvider(**values, scopes=("openid",))
     with pytest.raises(ValidationError, match="same key"):
         Oidc(providers=(usual, usual))
+
+
+def test_requests_of_a_log_in_have_a_limit(tmp_path: Path, openid: OpenIdServer) -> None:
+    plane = plane_for(tmp_path, openid, provider={"allow_sign_up": True})
+    plane.config.server.requests_per_second = 0.01
+    with plane, httpx.Client(base_url=plane.url) as browser, httpx.Client(base_url=plane.url) as another:
+        log_in(browser)
+        log_in(another)
+        for number in range(2):
+            # What a browser keeps besides does not make it another caller.
+            browser.cookies.set("other", str(number))
+            answer = browser.get("/api/v1/auth/me")
+        assert answer.status_code == 429 and int(answer.headers["retry-after"]) > 1
+        assert "log-in may send 0.01 requests a second" in answer.json()["error"]["message"]
+        assert another.get("/api/v1/auth/me").status_code == 200

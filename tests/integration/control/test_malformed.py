@@ -139,6 +139,15 @@ def test_strange_texts_are_refused_or_kept_as_they_are(client: httpx.Client) -> 
     assert ask(client, '{ project(idOrKey: "a\\u0000b") { id } }')["errors"]
 
 
+def test_a_key_cannot_pass_for_the_id_of_another(client: httpx.Client) -> None:
+    make = 'mutation($k: Key) { createTeam(input: {name: "x", key: $k}) { id } }'
+    team = ask(client, make, k="one")["data"]["createTeam"]["id"]
+    for key in (team, team.replace("-", ""), team.upper()):
+        assert "would pass for an id" in ask(client, make, k=key)["errors"][0]["message"]
+    named = "mutation($n: String!) { createTeam(input: {name: $n}) { id } }"
+    assert "would pass for an id" in ask(client, named, n=team)["errors"][0]["message"]
+
+
 @on_both
 def test_numbers_beyond_their_range_are_refused(client: httpx.Client) -> None:
     for name in ("first", "last", "offset"):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import event
 
 from harmonia import log
 from harmonia.config.control import ControlConfig
@@ -99,6 +100,16 @@ def test_json_lines_carry_the_name_of_the_request(
     assert line == {"level": "INFO", "logger": "harmonia.test", "message": "one\nline", "request_id": "abc"}
     with pytest.raises(ValueError, match="ADAPTIVE_LOG_FORMAT is 'xml'"):
         log.configure(style="xml")
+
+
+def test_a_full_disk_is_told_and_reading_goes_on(plane: Plane) -> None:
+    assert plane.services is not None
+    engine = plane.services.database.engine.sync_engine
+    event.listen(engine, "checkout", lambda connection, *_: connection.execute("PRAGMA max_page_count=1"))
+    query = 'mutation($d: String!) { createProject(input: {name: "large", description: $d}) { id } }'
+    told = ask(plane, {"query": query, "variables": {"d": "d" * 500_000}}).json()["errors"][0]
+    assert "the database has a full disk" in told["message"] and told["extensions"]["code"] == "unavailable"
+    assert ask(plane).json()["data"]["me"]["email"]
 
 
 @pytest.mark.parametrize("is_declared", [True, False])

@@ -86,8 +86,13 @@ def test_pools_say_what_they_have_and_who_holds_it(plane: Plane, sdk: Adaptive) 
     assert held(plane, "right") == (1, 1, ["tiny"])
     assert held(plane, "left") == (1, 0, [])
     assert workers(plane) == [CORES[1:]]
+    asked = {"model": "lab/tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+    headers = {"authorization": f"Bearer {plane.api_key}"}
+    answer = httpx.post(f"{plane.url}/api/v1/chat/completions", json=asked, headers=headers, timeout=120)
+    assert answer.status_code == 200, answer.text
     metrics = httpx.get(f"{plane.url}/metrics").text
     assert 'harmony_generation_requests_count{model="tiny",pool="right"' in metrics
+    assert 'harmony_request_duration_s_count{model="lab/tiny",pool="right"} 1.0' in metrics
     first, second = sdk.jobs.run("waiting", 1), sdk.jobs.run("waiting", 1, compute_pool="left")
     until(lambda: held(plane, "left") == (1, 1, [f"job/{first.id}"]))
     until(lambda: "waits for 1 of the devices of pool left, held by job/" in log_of(plane, second.id))

@@ -14,6 +14,8 @@ import pytest
 from adaptive_sdk import Adaptive
 from adaptive_sdk.graphql_client.exceptions import GraphQLClientGraphQLMultiError
 
+from harmonia.errors import InvalidRequestError
+from harmonia.server.services.jobs.archives import read_upload
 from tests.integration.control.asking import data, make_project, share_project
 from tests.integration.control.conftest import Plane
 
@@ -139,6 +141,23 @@ def test_archives_that_lead_elsewhere_are_refused(plane: Plane, sdk: Adaptive) -
     for path in ("../main.py", "/etc/main.py", "a/../../main.py", "a\\main.py", "C:/main.py", "a//main.py"):
         assert "no path inside" in post_zip(plane, [(path, RECIPE)]), path
     assert "no main.py" in post_zip(plane, [("other.txt", ""), ("b.txt", "")])
+    for path in ("\N{SNOWMAN}" * 100 + ".py", "a" * 300 + ".py"):
+        assert "at most 255 bytes" in post_zip(plane, [("main.py", RECIPE), (path, "")]), path[:5]
+        assert "at most 255 bytes" in post(plane, path, RECIPE.encode()), path[:5]
+    assert "is a file and a folder" in post_zip(plane, [("main.py", RECIPE), ("a", ""), ("a/b", "")])
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_broken_zip_is_refused_however_it_was_packed(method: int) -> None:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", method) as archive:
+        archive.writestr("main.py", "".join(map(str, range(1000))))
+    whole = target.getvalue()
+    for place in range(40, 300, 7):  # past the name of the file
+        broken = bytearray(whole)
+        broken[place] ^= 0xFF
+        with pytest.raises(InvalidRequestError, match="no zip that can be read"):
+            read_upload("x.zip", bytes(broken))
 
 
 def test_archives_that_are_no_recipes_are_refused(plane: Plane, sdk: Adaptive) -> None:

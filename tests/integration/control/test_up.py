@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from typer.testing import CliRunner
 from harmonia.cli.main import app
 from harmonia.cli.up import alone_in
 from harmonia.server import bind
-from tests.integration.control.starting import KEY, started
+from tests.integration.control.starting import KEY, environment, started
 
 
 @pytest.fixture
@@ -92,3 +95,15 @@ def test_help_names_every_variable() -> None:
     told = CliRunner().invoke(app, ["up", "--help"], terminal_width=200).output
     for name in ("ADAPTIVE_DB__URL", "ADAPTIVE_AUTH__OIDC__PROVIDERS", "ADAPTIVE_SERVER__INTERNAL_PORT"):
         assert name in told
+
+
+@pytest.mark.parametrize("command", [["harmonia.cli", "up"], ["harmonia.cli.demo"]])
+def test_an_interrupt_during_the_imports_leaves_no_trace(command: list[str]) -> None:
+    python = [sys.executable, "-X", "importtime", "-m", *command]
+    with subprocess.Popen(python, stderr=subprocess.PIPE, text=True, env=environment()) as process:
+        assert process.stderr is not None
+        assert any(re.search(r"\btyper$", line.rstrip()) for line in process.stderr)  # much is still to come
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(60) == -signal.SIGINT
+    assert all(line.startswith("import time:") for line in rest.splitlines()[:-1]), rest

@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
+from sqlalchemy import select, update
 
 from harmonia.config.control import ControlConfig, Files
 from harmonia.errors import EntityNotFoundError, InvalidRequestError
 from harmonia.server.db.database import Database
-from harmonia.server.db.people import User
+from harmonia.server.db.people import TeamMember, User
 from harmonia.server.db.uploads import UploadSession
 from harmonia.server.services import files as file_store
 from harmonia.server.services.access import Access, Caller
@@ -196,6 +197,40 @@ async def test_what_nobody_goes_on_with_is_dropped(database: Database, tmp_path:
         assert await session.get(UploadSession, fresh.id) is not None
 
 
+async def test_what_one_account_may_leave_lying_has_a_limit(database: Database, tmp_path: Path) -> None:
+    config = ControlConfig(data_dir=tmp_path, files=Files(max_unfinished_bytes=100, max_unfinished_uploads=3))
+    files = file_store.Files(config)
+    uploads = Uploads(config, database, files)
+    caller, other = await new_user(database), await another_user(database)
+    first, second = [await uploads.begin(caller, NewUpload(2)) for _ in range(2)]
+
+    async def put(row: UploadSession, number: int, size: int, owner: Caller = caller) -> int:
+        return await uploads.put_part(owner, str(row.id), number, once(b"x" * size))
+
+    assert await put(first, 1, 60) == 60
+    assert await put(first, 1, 40) == 40  # in its place
+    assert await put(second, 1, 60) == 60
+    for service in (uploads, Uploads(config, database, files)):  # and after another start
+        with pytest.raises(InvalidRequestError, match="more than 100 bytes in unfinished uploads; finish them, abort"):
+            await service.put_part(caller, str(second.id), 2, once(b"x"))
+    theirs = await uploads.begin(other, NewUpload(1))
+    assert await put(theirs, 1, 100, other) == 100
+    await uploads.abort(caller, str(second.id))
+    assert await put(first, 2, 60) == 60
+    await uploads.take(caller, str(first.id))
+    rows = [await uploads.begin(caller, NewUpload(2)) for _ in range(3)]
+    with pytest.raises(InvalidRequestError, match=r"more than 3 files .*ADAPTIVE_FILES__MAX_UNFINISHED_UPLOADS"):
+        await uploads.begin(caller, NewUpload(1))
+    sizes = await asyncio.gather(*(put(row, 1, 40) for row in rows), return_exceptions=True)
+    assert sizes.count(40) == 2  # those that come at the same time count, too
+    with pytest.raises(InvalidRequestError, match="is empty"):
+        await put(rows[0], 2, 0)
+    async with database.begin() as session:
+        await session.execute(update(UploadSession).values(expires_at=0))
+    assert await uploads.sweep() == 4
+    assert await put(await uploads.begin(caller, NewUpload(1)), 1, 100) == 100
+
+
 async def test_missing_parts_are_named_and_nothing_is_taken_twice(database: Database, tmp_path: Path) -> None:
     config = ControlConfig(data_dir=tmp_path)
     uploads = Uploads(config, database, file_store.Files(config))
@@ -288,9 +323,19 @@ async def new_user(database: Database) -> Caller:
     return await Access(database).caller(api_key)
 
 
-async def only_user(database: Database) -> Caller:
-    from sqlalchemy import select
+async def another_user(database: Database) -> Caller:
+    """Somebody else who may."""
+    async with database.begin() as session:
+        membership = (await session.execute(select(TeamMember))).scalars().first()
+        assert membership is not None
+        user = User(email="other@example.com", name="Other")
+        session.add(user)
+        await session.flush()
+        session.add(TeamMember(user_id=user.id, team_id=membership.team_id, role_id=membership.role_id))
+    return Caller(user.id, user.email)
 
+
+async def only_user(database: Database) -> Caller:
     async with database.read() as session:
         user = (await session.execute(select(User))).scalar_one()
     return Caller(user.id, user.email)

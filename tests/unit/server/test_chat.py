@@ -1,4 +1,4 @@
-"""Chat completions: shapes that OpenAI's clients and the seed system's client accept."""
+"""Chat completions: shapes that OpenAI's clients and `adaptive_sdk` accept."""
 
 import json
 import uuid

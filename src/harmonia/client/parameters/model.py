@@ -27,13 +27,13 @@ from harmonia.client.inference import InferenceModel
 from harmonia.client.parameters.model_kinds import ModelKind
 from harmonia.client.training import TrainingModel
 from harmonia.errors import InvalidRequestError, UnknownModelError
+from harmonia.protocol.instances import SCHEME
 
 if TYPE_CHECKING:
     from harmonia.client.recipe.context import RecipeContext
 
 KindT = TypeVar("KindT", bound=ModelKind)
 
-_REGISTRY = "model_registry://"
 _PATHS = ("/", ".", "~")
 """How a path begins; no key of the registry does."""
 
@@ -205,7 +205,7 @@ class Model(BaseModel, Generic[KindT]):
         try:
             info = await ctx.client.describe(uri)
         except UnknownModelError as error:
-            if uri.startswith(_REGISTRY) and Path(self.model_key).exists():
+            if uri.startswith(SCHEME) and Path(self.model_key).exists():
                 raise UnknownModelError(f"{error.message}; for the path write ./{self.model_key}") from error
             raise
         return uri, self._read_settings(info.defaults)
@@ -227,4 +227,4 @@ def _address(key: str) -> str:
     """What the worker finds a key by: a path becomes absolute, anything but an address a key of the registry."""
     if key.startswith(_PATHS):
         return str(Path(key).expanduser().absolute())
-    return key if "://" in key else f"{_REGISTRY}{key}"
+    return key if "://" in key else f"{SCHEME}{key}"

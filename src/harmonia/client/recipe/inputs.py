@@ -68,9 +68,12 @@ async def check_config(config: InputConfig, ctx: RecipeContext) -> None:
         raise InvalidRequestError("\n".join(lines), field=fields[0], fields=fields) from failures[0][1]
 
 
-def models_of(config: InputConfig) -> dict[str, str]:
-    """The keys of the models in a config, by their places. A model is what can be checked and has a `model_key`."""
-    keys = {place: getattr(value, "model_key", None) for place, value in _checkables("", config)}
+def keys_of(config: InputConfig, kind: str) -> dict[str, str]:
+    """The keys of the models, data sets or graders in a config, by their places.
+
+    kind: `model`, `dataset` or `grader`; such a thing is what can be checked and has a `model_key`, and so on.
+    """
+    keys = {place: getattr(value, f"{kind}_key", None) for place, value in _checkables("", config)}
     return {place: key for place, key in keys.items() if isinstance(key, str)}
 
 

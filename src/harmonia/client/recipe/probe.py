@@ -13,9 +13,10 @@ from typing import Any
 
 import msgspec
 
+from harmonia.client.recipe.config import InputConfig
 from harmonia.client.recipe.dependencies import use_dependencies
 from harmonia.client.recipe.failures import recipe_traceback
-from harmonia.client.recipe.inputs import models_of, validate_input
+from harmonia.client.recipe.inputs import keys_of, validate_input
 from harmonia.client.recipe.loading import Recipe, load_recipe
 from harmonia.errors import HarmoniaError, InvalidRequestError
 
@@ -36,6 +37,10 @@ class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
     """JSON schema of the input, with `properties` and `required` at the top."""
     models: dict[str, str] = {}
     """Keys of the models in the input, by the fields that hold them."""
+    datasets: dict[str, str] = {}
+    """Those of its data sets."""
+    graders: dict[str, str] = {}
+    """Those of its graders."""
     error: str | None = None
     """What is wrong with the recipe or the input."""
     field: str | None = None
@@ -79,8 +84,11 @@ def probe(folder: Path, entrypoint: str, given: bytes) -> ProbeResult:
     """Import a recipe and validate an input, if there is one."""
     try:
         recipe = load_recipe(folder, entrypoint)
-        models = _check(recipe, msgspec.json.decode(given, type=dict[str, Any])) if given else {}
-        return ProbeResult(schema=input_schema(recipe), models=models)
+        config = _check(recipe, msgspec.json.decode(given, type=dict[str, Any])) if given else None
+        models, datasets, graders = (
+            {} if config is None else keys_of(config, kind) for kind in ("model", "dataset", "grader")
+        )
+        return ProbeResult(schema=input_schema(recipe), models=models, datasets=datasets, graders=graders)
     except HarmoniaError as error:
         field = error.details.get("field")
         return ProbeResult(error=error.message, field=None if field is None else str(field))
@@ -88,14 +96,14 @@ def probe(folder: Path, entrypoint: str, given: bytes) -> ProbeResult:
         return ProbeResult(error=f"the recipe cannot be imported:\n{recipe_traceback(error)}")
 
 
-def _check(recipe: Recipe, given: dict[str, Any]) -> dict[str, str]:
-    """The models that a valid input names."""
+def _check(recipe: Recipe, given: dict[str, Any]) -> InputConfig | None:
+    """The config of a valid input; None of a recipe that takes none."""
     if recipe.config_class is not None:
-        return models_of(validate_input(recipe.config_class, given))
+        return validate_input(recipe.config_class, given)
     if given:
         field = next(iter(given))
         raise InvalidRequestError(f"{field}: there is no such field; the recipe takes no input", field=field)
-    return {}
+    return None
 
 
 def _limit() -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import BigInteger, Float, ForeignKey, Index, String, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from harmonia.server.db.base import MAX_KEY, Base, Row
+
+COMPLETED, FAILED, CANCELED = "COMPLETED", "FAILED", "CANCELED"
+ACTIVE, TERMINAL = ("PENDING", "RUNNING"), (COMPLETED, FAILED, CANCELED)
+"""Statuses of jobs that have yet to end, and of those that have."""
 
 
 class Job(Row, Base):
@@ -91,3 +96,13 @@ class JobArtifact(Row, Base):
     """Where its content is kept; None: it has none."""
     results: Mapped[list[Any]] = mapped_column(default=list)
     """Of an evaluation: statistics for each model and grader."""
+
+
+def progress_of(job: Job, stages: Sequence[JobStage]) -> float:
+    """From 0 to 1: the mean of the stages."""
+    if job.status == COMPLETED:
+        return 1.0
+    if not stages:
+        return 0.0
+    shares = [min(1.0, (stage.processed or 0) / stage.total) if stage.total else 0.0 for stage in stages]
+    return sum(shares) / len(shares)

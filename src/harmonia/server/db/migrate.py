@@ -16,7 +16,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from alembic import command
-from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -26,7 +25,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from harmonia.errors import HarmoniaError, InvalidRequestError
 from harmonia.log import get_logger
 from harmonia.server.db.database import Database
-from harmonia.server.db.tables import METADATA
 
 log = get_logger(__name__)
 
@@ -77,16 +75,6 @@ async def revision_of(database: Database) -> str | None:
 def newest_revision() -> str | None:
     """Where a database should be."""
     return ScriptDirectory.from_config(_config()).get_current_head()
-
-
-async def differences(database: Database) -> list[object]:
-    """What a database lacks of the tables that the code declares, or has beyond them."""
-
-    def compare(connection: Connection) -> list[object]:
-        return list(compare_metadata(MigrationContext.configure(connection), METADATA))
-
-    async with database.engine.connect() as connection:
-        return await connection.run_sync(compare)
 
 
 async def new(message: str) -> Path:

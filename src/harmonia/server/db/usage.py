@@ -18,10 +18,12 @@ log = get_logger(__name__)
 
 _BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SQLITE_BUSY = 5
+_SQLITE_FAILS = {8: "is read-only", 10: "cannot reach its disk", 13: "has a full disk", 14: "cannot open its file"}
+_POSTGRES_FAILS = {"25006": "is read-only", "53100": "has a full disk", "53200": "has no memory left"}
 
 
 class Usage:
-    """Counts, under the seed system's names, which dashboards already use."""
+    """Counts, under names that dashboards use already."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -49,10 +51,11 @@ class Usage:
             with tracing.span(f"database {query_type}"):
                 yield
         except (DBAPIError, NoneFreeError) as error:
-            if not _is_outage(error):
+            why = _outage(error)
+            if why is None:
                 raise
             self.failed(error)
-            raise unavailable() from error
+            raise unavailable(why) from error
         finally:
             self._seconds.labels(query_type).observe(time.perf_counter() - started)
 
@@ -60,15 +63,19 @@ class Usage:
         """Count a connection that could not be had."""
         self._failed.inc()
         # The exception of the driver has no parameters, which may be secrets.
-        log.error("the database does not answer: %s", getattr(error, "orig", None) or error)
+        log.error("the database fails: %s", getattr(error, "orig", None) or error)
 
 
-def unavailable() -> UnavailableError:
+def unavailable(why: str = "does not answer") -> UnavailableError:
     """What callers hear of it."""
-    return UnavailableError("the database does not answer; send the request again in a moment")
+    return UnavailableError(f"the database {why}; send the request again in a moment")
 
 
-def _is_outage(error: DBAPIError | NoneFreeError) -> bool:
-    if not isinstance(error, DBAPIError):
-        return True
-    return error.connection_invalidated or getattr(error.orig, "sqlite_errorcode", None) == _SQLITE_BUSY
+def _outage(error: DBAPIError | NoneFreeError) -> str | None:
+    """What is wrong with the database; None if the query is at fault."""
+    if not isinstance(error, DBAPIError) or error.connection_invalidated:
+        return "does not answer"
+    code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # the rest says more than is asked for
+    if code == _SQLITE_BUSY:
+        return "does not answer"
+    return _SQLITE_FAILS.get(code) or _POSTGRES_FAILS.get(str(getattr(error.orig, "sqlstate", "")))

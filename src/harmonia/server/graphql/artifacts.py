@@ -9,6 +9,7 @@ from typing import Annotated
 import strawberry
 from strawberry.scalars import JSON
 
+from harmonia.protocol.instances import SCHEME
 from harmonia.server.db import jobs as db
 from harmonia.server.graphql.context import Info
 from harmonia.server.graphql.datasets import Dataset
@@ -142,7 +143,7 @@ class JobArtifact:
             name=row.name,
             kind=JobArtifactKind(row.kind),
             status=JobArtifactStatus(row.status),
-            uri=url if key is None else f"model_registry://{key}",
+            uri=url if key is None else f"{SCHEME}{key}",
             metadata=JSON(row.details),
             created_at=Timestamp(row.created_at),
             download_url=url,

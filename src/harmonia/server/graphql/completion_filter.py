@@ -8,10 +8,9 @@ from enum import Enum
 
 import strawberry
 
-from harmonia.server.graphql.paging import IdOrKeyCondition, LabelFilter, TextCondition, TimeRange
+from harmonia.server.graphql.paging import IdOrKeyCondition, LabelFilter, TextCondition, TimeRange, moments_of
 from harmonia.server.graphql.scalars import IdOrKey
 from harmonia.server.services.interactions.filters import LabelIs, Number, OneOf, ScoreIs, TextIs, Where
-from harmonia.server.services.moments import moment_ms
 
 
 @strawberry.enum
@@ -106,7 +105,7 @@ class CompletionFilterExpression:
     @property
     def where(self) -> Where:
         """For services."""
-        since, until = _range(self.timerange)
+        since, until = moments_of(self.timerange)
         return Where(
             all_of=tuple(part.where for part in self.and_ or ()),
             any_of=tuple(part.where for part in self.or_ or ()),
@@ -150,7 +149,7 @@ class ListCompletionsFilterInput:
         """For services."""
         if self.advanced_filter is not None:
             return self.advanced_filter.where
-        since, until = _range(self.timerange)
+        since, until = moments_of(self.timerange)
         scores = (
             ScoreIs(item.metric, Number(item.eq, item.neq, item.gt, item.gte, item.lt, item.lte), _tuple(item.reasons))
             for item in self.scores or ()
@@ -191,12 +190,6 @@ class ScoreFilterInput:
         return all(
             item.key in labels and (item.value is None or labels[item.key] in item.value) for item in self.labels or ()
         )
-
-
-def _range(timerange: TimeRange | None) -> tuple[int | None, int | None]:
-    if timerange is None:
-        return None, None
-    return moment_ms(timerange.from_, "timerange.from"), moment_ms(timerange.to, "timerange.to")
 
 
 def _one_of(condition: StringCondition | IdOrKeyCondition | None) -> OneOf | None:

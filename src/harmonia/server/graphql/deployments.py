@@ -12,8 +12,8 @@ from harmonia.server.graphql.context import Info
 from harmonia.server.graphql.jobs import Job
 from harmonia.server.graphql.models import ExternalModelProviderName, Model, ModelService
 from harmonia.server.graphql.scalars import IdOrKey, Key
+from harmonia.server.services.jobs.imports import NewImport
 from harmonia.server.services.models.deployments import Keep, Placement, ServiceChanges
-from harmonia.server.services.models.imports import NewImport
 from harmonia.server.services.models.models import NewExternalModel, NewModel
 
 T = TypeVar("T")

@@ -7,10 +7,9 @@ from enum import Enum
 import strawberry
 
 from harmonia.server.graphql.artifacts import JobArtifactKind
-from harmonia.server.graphql.paging import IdOrKeyCondition, TextCondition, TimeRange
+from harmonia.server.graphql.paging import IdOrKeyCondition, TextCondition, TimeRange, moments_of
 from harmonia.server.graphql.scalars import IdOrKey
 from harmonia.server.services.jobs.filters import JobWish
-from harmonia.server.services.moments import moment_ms
 
 
 @strawberry.enum
@@ -58,7 +57,7 @@ class JobFilterExpression:
     @property
     def wish(self) -> JobWish:
         """For the service."""
-        since, until = _range(self.timerange)
+        since, until = moments_of(self.timerange)
         excluded = [
             JobWish(creators=_excluded(self.created_by)),
             JobWish(recipes=_excluded(self.custom_recipe)),
@@ -99,7 +98,7 @@ class ListJobsFilterInput:
     @property
     def wish(self) -> JobWish:
         """For the service."""
-        since, until = _range(self.timerange)
+        since, until = moments_of(self.timerange)
         return JobWish(
             project=self.project,
             kinds=None if self.kind is None else [kind.value for kind in self.kind],
@@ -112,12 +111,6 @@ class ListJobsFilterInput:
             name=self.name,
             all_of=[] if self.advanced_filter is None else [self.advanced_filter.wish],
         )
-
-
-def _range(timerange: TimeRange | None) -> tuple[int | None, int | None]:
-    if timerange is None:
-        return None, None
-    return moment_ms(timerange.from_, "timerange.from"), moment_ms(timerange.to, "timerange.to")
 
 
 def _included(condition: IdOrKeyCondition | None) -> list[str] | None:

@@ -9,13 +9,14 @@ from enum import Enum
 import strawberry
 from strawberry.scalars import JSON
 
+from harmonia.protocol.instances import SCHEME
 from harmonia.server.db import models as db
 from harmonia.server.graphql.context import Info
 from harmonia.server.graphql.entity_filters import ProjectFilter
 from harmonia.server.graphql.lazy import PROJECTS, object_of
 from harmonia.server.graphql.scalars import IdOrKey, LongInt, Timestamp
 from harmonia.server.services.models.deployments import Bound
-from harmonia.server.services.models.models import ADAPTER, EXTERNAL, SCHEME, TOKENS_TO_GENERATE, ModelWish, compute_of
+from harmonia.server.services.models.models import ADAPTER, EXTERNAL, TOKENS_TO_GENERATE, ModelWish, compute_of
 
 
 @strawberry.enum

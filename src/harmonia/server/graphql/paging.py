@@ -8,6 +8,7 @@ import strawberry
 
 from harmonia.server.graphql.scalars import IdOrKey, InputDatetime
 from harmonia.server.services.keyset import Page, PageWish
+from harmonia.server.services.moments import moment_ms
 
 
 @strawberry.input
@@ -67,6 +68,13 @@ class TimeRange:
 
     from_: InputDatetime = strawberry.field(name="from")
     to: InputDatetime
+
+
+def moments_of(timerange: TimeRange | None) -> tuple[int | None, int | None]:
+    """Both in UTC milliseconds; None: at any time."""
+    if timerange is None:
+        return None, None
+    return moment_ms(timerange.from_, "timerange.from"), moment_ms(timerange.to, "timerange.to")
 
 
 @strawberry.input

@@ -21,7 +21,7 @@ _PLAIN_END = b'},"logprobs":null,"finish_reason":null}]}\n\n'
 
 
 class ChatChunks(ChunkEncoder):
-    """Chunks whose deltas each carry id, role and content, as the seed system's client requires.
+    """Chunks whose deltas each carry id, role and content, as `adaptive_sdk` requires.
 
     merging: the caller is one of OpenAI's clients, which append equal string fields of deltas to each other; it gets id
     and role once per choice.

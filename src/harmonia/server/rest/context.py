@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import Depends, Request, Response
@@ -12,15 +13,23 @@ from harmonia.server.rest.schemas.fields import ResponseModel
 from harmonia.server.rest.sse import to_json
 from harmonia.server.rest.target import FindTarget, named_target
 from harmonia.server.services.people.auth import KeyRing
-from harmonia.server.services.telemetry import Metrics
+from harmonia.server.services.telemetry import POOL, Metrics
 
 
 class Context:
     """The parts of the server that requests use."""
 
-    def __init__(self, config: ServerConfig, router: Router, find_target: FindTarget = named_target) -> None:
-        """find_target: says which model answers a request, and refuses who may not ask it."""
+    def __init__(
+        self,
+        config: ServerConfig,
+        router: Router,
+        find_target: FindTarget = named_target,
+        pool_of: Callable[[str], str] = lambda _: POOL,
+    ) -> None:
+        """find_target: says which model answers a request, and refuses who may not ask it. pool_of: in which compute
+        pool a replica runs."""
         self.config = config
+        self.pool_of = pool_of
         self.router = router
         self.find_target = find_target
         self.keys = KeyRing(config.api_keys)

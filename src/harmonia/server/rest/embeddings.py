@@ -12,10 +12,10 @@ from fastapi import APIRouter, Request, Response
 
 from harmonia.errors import InvalidRequestError
 from harmonia.protocol.messages import Embed, Embedded
-from harmonia.router import ELSEWHERE, Attempts, Router
+from harmonia.router import ELSEWHERE, Attempts
 from harmonia.server.rest.body import read_body
 from harmonia.server.rest.caller import Caller
-from harmonia.server.rest.context import Api, json_response
+from harmonia.server.rest.context import Api, Context, json_response
 from harmonia.server.rest.openapi import describe
 from harmonia.server.rest.prompts import check_tokens, parse_prompts
 from harmonia.server.rest.schemas import EmbeddingRequest, EmbeddingResponse
@@ -40,7 +40,7 @@ async def create_embeddings(request: Request, api: Api) -> Response:
     message = Embed(id=uuid.uuid4().hex, model=target.key, prompts=prompts, max_ttft_ms=max_ttft_ms)
     try:
         # The caller's own limit ends the wait; the client's lies just above it and never fires first.
-        answer = await caller.wait_for(_embedded(api.router, message, timeout_s + 1))
+        answer = await caller.wait_for(_embedded(request, api, message, timeout_s + 1))
     finally:
         caller.close()
     as_text = (body.encoding_format or "float").lower() == "base64"
@@ -53,13 +53,14 @@ async def create_embeddings(request: Request, api: Api) -> Response:
     return json_response(EmbeddingResponse(data=items, model=target.shown, usage=usage))
 
 
-async def _embedded(router: Router, message: Embed, timeout_s: float) -> Embedded:
-    attempts = Attempts(router, message.model)
+async def _embedded(request: Request, api: Context, message: Embed, timeout_s: float) -> Embedded:
+    attempts = Attempts(api.router, message.model)
     while True:
         replica = attempts.next()
+        request.state.pool = api.pool_of(replica.replica)
         check_tokens(message.prompts, replica.description.vocab_size, "input")
         try:
-            return await router.embed(replica, message, timeout_s)
+            return await api.router.embed(replica, message, timeout_s)
         except ELSEWHERE as error:
             attempts.failed(replica, error)
 

@@ -78,6 +78,7 @@ class Exchange:
         attempts = Attempts(self.api.router, self.target.key, self.asked[0].session_id)
         while True:
             replica = attempts.next()
+            self.request.state.pool = self.api.pool_of(replica.replica)
             self._check(replica)
             try:
                 return await _taken(take, self.api.router.generate(replica, *self.asked))

@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 
 from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from harmonia.server.rest.errors import BodyTooLargeError, RateLimitError, response_to
@@ -73,35 +74,42 @@ class BodyLimit:
 
 
 class RateLimit:
-    """Answers 429 to an API key that asks too often; the time after which it may go on is in `retry-after`.
+    """Answers 429 to an API key, or the cookie of a log-in, that asks too often; the time after which it may go on is
+    in `retry-after`.
 
-    Each key has a bucket of tokens that fills with time. Keys are known by their digests, and those that were not seen
-    for longest are forgotten.
+    Each has a bucket of tokens that fills with time. They are known by their digests, and those that were not seen for
+    longest are forgotten.
     """
 
-    def __init__(self, app: ASGIApp, per_second: float) -> None:
+    def __init__(self, app: ASGIApp, per_second: float, cookie: str) -> None:
+        """cookie: the name of that of a log-in, by which requests without a key are known."""
         self._app = app
+        self._cookie = cookie
         self._per_second = per_second
         self._size = max(1.0, BURST_S * per_second)
         self._buckets: OrderedDict[bytes, tuple[float, float]] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request through, or refuse it."""
-        authorization = Headers(scope=scope).get("authorization") if scope["type"] == "http" else None
-        wait_s = 0.0 if authorization is None else self._take(authorization)
+        secret = self._secret(HTTPConnection(scope)) if scope["type"] == "http" else None
+        wait_s = 0.0 if secret is None else self._take(secret)
         if wait_s == 0.0:
             await self._app(scope, receive, send)
             return
         error = RateLimitError(
-            f"this API key may send {self._per_second:g} requests a second, and sent more; go on in {wait_s:.1f} s, or "
-            "ask who runs the server to raise ADAPTIVE_SERVER__REQUESTS_PER_SECOND",
+            f"this API key or log-in may send {self._per_second:g} requests a second, and sent more; go on in "
+            f"{wait_s:.1f} s, or ask who runs the server to raise ADAPTIVE_SERVER__REQUESTS_PER_SECOND",
             retry_after_s=wait_s,
         )
         await response_to(error)(scope, receive, send)
 
-    def _take(self, authorization: str) -> float:
+    def _secret(self, request: HTTPConnection) -> str | None:
+        """What the request would prove its sender by; a key counts for more than a cookie, as it does for access."""
+        return request.headers.get("authorization") or request.cookies.get(self._cookie) or None
+
+    def _take(self, secret: str) -> float:
         """Take a token; else the seconds until there is one."""
-        digest, now = hashlib.sha256(authorization.encode("utf-8", "surrogateescape")).digest(), time.monotonic()
+        digest, now = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest(), time.monotonic()
         tokens, since = self._buckets.pop(digest, (self._size, now))
         tokens = min(self._size, tokens + (now - since) * self._per_second)
         has_token = tokens >= 1.0

@@ -44,7 +44,9 @@ class Telemetry:
             finally:
                 state, seconds = scope.get("state", {}), time.perf_counter() - started
                 route, operation = self._route(scope), state.get("graphql_operation", "")
-                self._metrics.observe_request(route, status, seconds, state.get("model"), operation)
+                self._metrics.observe_request(route, status, seconds, operation)
+                if "model" in state:
+                    self._metrics.observe_generation(state["model"], state.get("pool", ""), seconds)
                 if traced:
                     _tell(span, f"{scope['method']} {route}", status, state)
 

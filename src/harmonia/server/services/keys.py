@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+import uuid
 
 from harmonia.errors import InvalidRequestError
 from harmonia.server.db.base import MAX_KEY
@@ -15,14 +16,27 @@ _MAX_EMAIL = 254
 
 
 def checked_key(key: str, field: str = "key") -> str:
-    """A key as given; `InvalidRequestError` unless it is letters, digits, '.', '_', '-' and '/'."""
+    """A key as given; `InvalidRequestError` unless it is letters, digits, '.', '_', '-' and '/', and could be no id.
+
+    Whatever is named by id or key is found by either: a key that is somebody else's id would name both.
+    """
     if len(key) > MAX_KEY or not _ALLOWED.fullmatch(key) or key.endswith("/") or "//" in key:
         raise InvalidRequestError(
             f"{key!r} is no key; begin with a letter or digit, go on with letters, digits, '.', '_', '-' and '/', and "
             f"use at most {MAX_KEY} characters",
             field=field,
         )
+    if _is_id(key):
+        raise InvalidRequestError(f"{key!r} would pass for an id; choose another key", field=field)
     return key
+
+
+def _is_id(text: str) -> bool:
+    try:
+        uuid.UUID(text)
+    except ValueError:
+        return False
+    return True
 
 
 def key_from(name: str, field: str = "name") -> str:

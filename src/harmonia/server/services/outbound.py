@@ -21,11 +21,12 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class OutboundError(Exception):
-    """The other side did not answer as it should. is_passing: whether asking again makes sense."""
+    """The other side did not answer as it should. is_passing: whether asking again makes sense. status: of an HTTP
+    answer that was an error."""
 
-    def __init__(self, message: str, *, is_passing: bool) -> None:
+    def __init__(self, message: str, *, is_passing: bool, status: int | None = None) -> None:
         super().__init__(message)
-        self.is_passing = is_passing
+        self.is_passing, self.status = is_passing, status
 
 
 class ForbiddenAddressError(OutboundError):
@@ -101,7 +102,9 @@ class Outbound:
         if response.is_error:
             text = bytes(body[:200]).decode(errors="replace")
             is_passing = response.status_code in _RETRIED
-            raise OutboundError(f"{url} answered {response.status_code}: {text}", is_passing=is_passing)
+            raise OutboundError(
+                f"{url} answered {response.status_code}: {text}", is_passing=is_passing, status=response.status_code
+            )
         return Answer(response.status_code, bytes(body))
 
 

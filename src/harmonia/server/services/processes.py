@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+
+from harmonia.fleet.process import end_with
 
 _KEPT = (
     "PATH",
@@ -37,7 +38,6 @@ _KEPT = (
 """What programs need of an environment; keys, tokens and addresses of databases are not among it."""
 _PROC = Path("/proc")
 _LOOK_AGAIN_S = 0.05
-_PR_SET_PDEATHSIG = 1
 _NICE = 5
 """Serving goes first."""
 
@@ -135,7 +135,5 @@ def _processes() -> Iterator[Path]:
 
 
 def _prepare(parent: int) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)  # the server was killed before the signal was asked for
+    end_with(parent, signal.SIGKILL)
     os.nice(_NICE)

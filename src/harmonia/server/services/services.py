@@ -14,6 +14,7 @@ from harmonia.server.services.files import Files
 from harmonia.server.services.graders.graders import Graders
 from harmonia.server.services.graders.grading import Grading
 from harmonia.server.services.graders.judging import Judges
+from harmonia.server.services.graders.records import RecordCheck
 from harmonia.server.services.interactions.feedback import Feedback
 from harmonia.server.services.interactions.inference import Inference
 from harmonia.server.services.interactions.interactions import Interactions
@@ -21,6 +22,7 @@ from harmonia.server.services.interactions.journal import Journal
 from harmonia.server.services.interactions.selection import Selections
 from harmonia.server.services.interactions.surroundings import Surroundings
 from harmonia.server.services.interactions.writer import InteractionWriter
+from harmonia.server.services.jobs.imports import HubImports
 from harmonia.server.services.jobs.jobs import Jobs
 from harmonia.server.services.jobs.monitoring import Monitoring
 from harmonia.server.services.jobs.recipes import Recipes
@@ -34,7 +36,6 @@ from harmonia.server.services.models.deletion import Deletion
 from harmonia.server.services.models.deployments import Deployments
 from harmonia.server.services.models.devices import find_pools
 from harmonia.server.services.models.external import ExternalModels
-from harmonia.server.services.models.imports import HubImports
 from harmonia.server.services.models.models import Models
 from harmonia.server.services.models.serving import Serving
 from harmonia.server.services.notifications.integrations import Integrations
@@ -77,12 +78,17 @@ class Services:
         self.deployments = Deployments(database, self.serving, self.deletion)
         self.compute = Compute(database, self.serving, self.allotments)
         self.job_runner = JobRunner(config, database, self.notifications, self.allotments)
-        self.jobs = Jobs(database, self.files, self.recipes, self.job_runner, self.notifications, self.allotments)
+        self.external = ExternalModels(self.secrets, config.http_client.timeout_secs)
+        asking = Asking(self.serving.router, self.external, config.server.timeout_seconds)
+        self.graders = Graders(config.graders, database, Judges(asking))
+        records = RecordCheck(database, self.datasets, self.graders.remote)
+        self.jobs = Jobs(
+            database, self.files, self.recipes, self.job_runner, self.notifications, self.allotments, records
+        )
         self.job_reports = JobReports(
             database, self.files, self.uploads, self.models, self.notifications, self.job_runner
         )
         self.abtests = ABTests(database, make_default)
-        self.external = ExternalModels(self.secrets, config.http_client.timeout_secs)
         self.inference = Inference(database, self.serving.router, self.abtests)
         self.metrics_registry = MetricsRegistry(database)
         self.integrations = Integrations(database, self.secrets, self.notifications)
@@ -91,14 +97,12 @@ class Services:
     def _make_interactions(self, config: ControlConfig, database: Database) -> None:
         """What was asked and answered, and what is made of it."""
         journal = Journal(config.folder / "journal", database.shown)
-        self.interaction_writer = writer = InteractionWriter(database, journal)
+        self.interaction_writer = writer = InteractionWriter(database, journal, measured=self.abtests.measured)
         self.interactions = Interactions(database, writer)
         self.surroundings = Surroundings(database)
         self.selections = Selections(database, writer)
         self.filtered_datasets = FilteredDatasets(database, writer, self.selections, self.datasets)
         self.feedback = Feedback(database, writer, self.abtests)
-        asking = Asking(self.serving.router, self.external, config.server.timeout_seconds)
-        self.graders = Graders(config.graders, database, Judges(asking))
         self.grading = Grading(database, writer, self.graders, self.abtests)
 
     async def start(self) -> None:

@@ -1,6 +1,6 @@
 """What `/metrics` tells: the HTTP server's own counts, and the workers' at the moment of asking.
 
-Ours are named `harmonia_*`; `harmony_*` and `concorde_*` are the seed system's names, which dashboards already use.
+Ours are named `harmonia_*`; `harmony_*` and `concorde_*` are names that dashboards use already.
 """
 
 from __future__ import annotations
@@ -81,12 +81,15 @@ class Metrics:
             "harmonia_http_requests", "HTTP requests", ("route", "status"), registry=self._registry
         )
 
-    def observe_request(self, route: str, status: int, seconds: float, model: str | None, operation: str = "") -> None:
-        """Count a finished HTTP request; `model` is set for inference, `operation` for GraphQL."""
+    def observe_request(self, route: str, status: int, seconds: float, operation: str = "") -> None:
+        """Count a finished HTTP request; `operation` is set for GraphQL."""
         self._requests.labels(route, str(status)).inc()
         self._durations.labels(route, operation, str(status)).observe(seconds)
-        if model is not None:
-            self._generations.labels(POOL, model).observe(seconds)
+
+    def observe_generation(self, model: str, pool: str, seconds: float) -> None:
+        """Count a finished request for inference. pool: of the worker that was asked last; empty if none was, as for
+        external models."""
+        self._generations.labels(pool, model).observe(seconds)
 
     def render(self, reports: list[WorkerReport]) -> bytes:
         """All metrics in Prometheus' text format."""

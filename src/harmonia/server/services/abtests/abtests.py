@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -194,12 +194,20 @@ class ABTests:
 
     # ------------------------------------------------------------------------------------------------- scores
 
-    async def scored(self, session: AsyncSession, campaign_id: uuid.UUID, metric_id: uuid.UUID) -> None:
-        """A completion that a test chose the model for got a score."""
+    async def measured(self, numbers: Mapping[tuple[uuid.UUID, uuid.UUID], int]) -> None:
+        """Completions that tests chose the models for were measured by this server: how many, by test and metric."""
+        async with self._database.begin() as session:
+            for (campaign_id, metric_id), number in sorted(numbers.items()):  # in one order: rows are locked
+                await self.scored(session, campaign_id, metric_id, number)
+
+    async def scored(
+        self, session: AsyncSession, campaign_id: uuid.UUID, metric_id: uuid.UUID, number: int = 1
+    ) -> None:
+        """Completions that a test chose the model for got scores. number: how many."""
         wanted = (AbCampaign.id == campaign_id, AbCampaign.metric_id == metric_id, AbCampaign.score_type == DIRECT)
         found = await session.execute(select(AbCampaign.id).where(*wanted, AbCampaign.status.in_(RUNNING)))
         for found_id in found.scalars().all():
-            await self._count(session, found_id)
+            await self._count(session, found_id, number)
 
     async def compared(self, session: AsyncSession, metric_id: uuid.UUID, *services: uuid.UUID | None) -> None:
         """Completions of two models were compared."""
@@ -217,10 +225,10 @@ class ABTests:
         for found_id in (await session.execute(query)).scalars().all():
             await self._count(session, found_id)
 
-    async def _count(self, session: AsyncSession, campaign_id: uuid.UUID) -> None:
-        """One score more; ends the test if it decides it. The row is locked from here to the transaction's end."""
+    async def _count(self, session: AsyncSession, campaign_id: uuid.UUID, number: int = 1) -> None:
+        """Some scores more; ends the test if it decides it. The row is locked from here to the transaction's end."""
         await session.execute(
-            update(AbCampaign).where(AbCampaign.id == campaign_id).values(num_scores=AbCampaign.num_scores + 1)
+            update(AbCampaign).where(AbCampaign.id == campaign_id).values(num_scores=AbCampaign.num_scores + number)
         )
         row = await session.get_one(AbCampaign, campaign_id, populate_existing=True)
         if row.status not in RUNNING or row.num_scores < row.next_look:

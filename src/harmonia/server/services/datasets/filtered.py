@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Select, and_, exists, or_, select
+from sqlalchemy import ColumnElement, Select, and_, exists, or_, select, true
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from harmonia.errors import InvalidRequestError
@@ -99,13 +99,8 @@ class FilteredDatasets:
 
     async def download(self, caller: Caller, project: str, selection: Selection) -> AsyncIterator[bytes]:
         """The completions that are selected as such rows, with their scores."""
-        wish = RowsWish(selection=selection, kind=SCORE)
-        async with self._database.read() as session:
-            access = await require_in_project(session, caller, project, READ)
-            query = select(Completion.id).where(await selected(session, access, selection))
-            ids = list((await session.execute(query.order_by(Completion.created_at, Completion.id))).scalars())
-            scored = await condition(session, access.project_id, Where())
-        return self._lines(_Chosen(wish, ids, None, scored))
+        ids = await self._selections.ids(caller, project, selection)
+        return self._lines(_Chosen(RowsWish(selection=selection, kind=SCORE), ids, None, true()))
 
     # --------------------------------------------------------------------------------------------- which
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from harmonia.config.control import ControlConfig
@@ -19,6 +19,7 @@ from harmonia.server.db.base import MAX_KEY, now_ms
 from harmonia.server.db.database import Database
 from harmonia.server.db.uploads import UploadSession
 from harmonia.server.services.access import Caller, require_somewhere
+from harmonia.server.services.datasets.unfinished import Accounts, Unfinished, too_much
 from harmonia.server.services.files import Files, new_name, part_name
 
 log = get_logger(__name__)
@@ -58,6 +59,8 @@ class Uploads:
     def __init__(self, config: ControlConfig, database: Database, files: Files) -> None:
         self._database = database
         self._files = files
+        self._settings = config.files
+        self._accounts = Accounts(config.files, database, files)
         self._lifetime_ms = round(config.files.upload_expiry_hours * 3_600_000)
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -94,6 +97,7 @@ class Uploads:
         )
         async with self._database.begin() as session:
             await require_somewhere(session, caller, "dataset:create", "project:adapt")
+            await self._require_few(session, caller)
             session.add(row)
         return row
 
@@ -104,8 +108,14 @@ class Uploads:
             raise InvalidRequestError(
                 f"part_number is {number}; the parts of this upload are 1 to {row.total_parts}", field="part_number"
             )
-        counted = _Counted(number, chunks)
-        await self._files.put(part_name(row.id, number), counted)
+        unfinished = await self._accounts.of(caller.user_id)
+        counted = _Counted(number, chunks, unfinished)
+        try:
+            await self._files.put(part_name(row.id, number), counted)
+        except BaseException:
+            unfinished.forget(counted.size)
+            raise
+        unfinished.keep(row.id, number, counted.size)
         async with self._database.begin() as session:
             alive = await session.execute(
                 update(UploadSession)
@@ -115,7 +125,7 @@ class Uploads:
             )
             lost = alive.first() is None
         if lost:  # aborted, expired or taken while the part came
-            await self._remove_if_gone(row.id)
+            await self._remove_if_gone(row)
             raise _not_found(session_id)
         return counted.size
 
@@ -129,7 +139,7 @@ class Uploads:
         row = await self._open(caller, session_id)
         async with self._database.begin() as session:
             await session.execute(delete(UploadSession).where(UploadSession.id == row.id, UploadSession.file.is_(None)))
-        await self._remove_if_gone(row.id)
+        await self._remove_if_gone(row)
 
     # ----------------------------------------------------------------------------------------- for other services
 
@@ -182,15 +192,16 @@ class Uploads:
         await self._files.put(row.file, self._whole(row), sum(sizes.values()))
         async with self._database.begin() as session:
             await session.execute(delete(UploadSession).where(UploadSession.id == row.id))
-        await self._files.delete_parts(row.id)
+        await self._accounts.drop(row.user_id, row.id)
 
     async def sweep(self) -> int:
         """Drop what has expired; returns how many uploads that were."""
         async with self._database.begin() as session:
-            query = delete(UploadSession).where(UploadSession.expires_at < now_ms())
-            gone = (await session.execute(query.returning(UploadSession.id, UploadSession.file))).all()
+            told = (UploadSession.id, UploadSession.user_id, UploadSession.file)
+            query = delete(UploadSession).where(UploadSession.expires_at < now_ms()).returning(*told)
+            gone = (await session.execute(query)).all()
         for row in gone:
-            await self._files.delete_parts(row.id)
+            await self._accounts.drop(row.user_id, row.id)
             if row.file is not None:  # whoever claimed it never came back for it
                 await self._files.delete(row.file)
         return len(gone)
@@ -210,12 +221,18 @@ class Uploads:
             raise _not_found(session_id)
         return row
 
-    async def _remove_if_gone(self, session_id: uuid.UUID) -> None:
+    async def _require_few(self, session: AsyncSession, caller: Caller) -> None:
+        own = select(func.count()).where(UploadSession.user_id == caller.user_id, UploadSession.expires_at >= now_ms())
+        most = self._settings.max_unfinished_uploads
+        if (await session.execute(own)).scalar_one() >= most:
+            raise too_much(self._settings, f"more than {most} files", "ADAPTIVE_FILES__MAX_UNFINISHED_UPLOADS")
+
+    async def _remove_if_gone(self, row: UploadSession) -> None:
         """Parts outlive their session only if a claim keeps it."""
         async with self._database.read() as session:
-            row = await session.get(UploadSession, session_id)
-        if row is None:
-            await self._files.delete_parts(session_id)
+            is_gone = await session.get(UploadSession, row.id) is None
+        if is_gone:
+            await self._accounts.drop(row.user_id, row.id)
 
     async def _whole(self, row: UploadSession) -> AsyncIterator[bytes]:
         for number in range(1, row.total_parts + 1):
@@ -234,16 +251,19 @@ class Uploads:
 
 
 class _Counted:
-    """Chunks of a part, counted as they pass; `PartTooLargeError` beyond the limit, and an empty part is refused."""
+    """Chunks of a part, counted as they pass; `PartTooLargeError` beyond the limit, `TooMuchUnfinishedError` beyond
+    that of the account, and an empty part is refused."""
 
-    def __init__(self, number: int, chunks: AsyncIterable[bytes]) -> None:
+    def __init__(self, number: int, chunks: AsyncIterable[bytes], unfinished: Unfinished) -> None:
         self.size = 0
+        self._unfinished = unfinished
         self._number = number
         self._chunks = chunks
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for chunk in self._chunks:
             self.size += len(chunk)
+            self._unfinished.count(len(chunk))
             if self.size > MAX_PART_BYTES:
                 raise PartTooLargeError(
                     f"part {self._number} exceeds {MAX_PART_BYTES} bytes; cut the file into more parts", field="body"

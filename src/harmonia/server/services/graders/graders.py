@@ -101,11 +101,12 @@ class Graders:
         self._database = database
         self._judges = judges
         self._sandbox = Sandbox(settings)
-        self._remote = RemoteGraders(settings)
+        self.remote = RemoteGraders(settings)
+        """Where servers outside are asked."""
 
     async def close(self) -> None:
         """Close connections."""
-        await self._remote.close()
+        await self.remote.close()
 
     # ------------------------------------------------------------------------------------------ in a project
 
@@ -217,7 +218,7 @@ class Graders:
             outcomes = await self._sandbox.grade(grader.key, grader.config["source_code"], threads)
             return [_graded(grader.key, item.score, item.error, item.ignored) for item in outcomes]
         if grader.kind == REMOTE:
-            rewards = await self._remote.score(grader.key, grader.config["url"], threads)
+            rewards = await self.remote.score(grader.key, grader.config["url"], threads)
             return [Grade(reward, grader.key, reasoning) for reward, reasoning in rewards]
         if grader.kind in (JUDGE, PREBUILT):
             return await self._judges.grade(grader, await self._judge(grader), threads)
@@ -232,7 +233,7 @@ class Graders:
         """What a server says of itself; OutboundError if it does not."""
         async with self._database.read() as session:
             await require_anywhere(session, caller, _WRITE)
-        return await self._remote.info(checked_url(url))
+        return await self.remote.info(checked_url(url))
 
     async def add_env(self, caller: Caller, new: NewRemoteEnv) -> RemoteEnv:
         """A server that every project may use."""
@@ -241,7 +242,7 @@ class Graders:
             info = await self.probe(caller, url)
         except OutboundError as error:
             raise InvalidRequestError(f"url: {error}; see whether its server is up", field="url") from error
-        schema = await self._remote.metadata_schema(url)
+        schema = await self.remote.metadata_schema(url)
         async with self._database.begin() as session:
             await require_anywhere(session, caller, _WRITE)
             name = checked_name(new.name or info.name)
@@ -278,7 +279,7 @@ class Graders:
     async def is_online(self, env: RemoteEnv) -> bool:
         """Whether a server answers now."""
         try:
-            await self._remote.info(env.url)
+            await self.remote.info(env.url)
         except OutboundError:
             return False
         return True
@@ -309,7 +310,7 @@ class Graders:
         if isinstance(config, RemoteConfig):
             url = checked_url(config.url)
             try:
-                info = await self._remote.info(url)
+                info = await self.remote.info(url)
             except OutboundError as error:
                 raise InvalidRequestError(f"url: {error}; see whether its server is up", field="url") from error
             return replace(config, url=url, version=info.version, description=info.description)

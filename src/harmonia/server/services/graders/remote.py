@@ -7,6 +7,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -72,6 +73,21 @@ class RemoteGraders:
         except OutboundError:
             return None
         return found if isinstance(found, dict) else None
+
+    async def wanted_metadata(self, name: str, url: str) -> dict[str, Any] | None:
+        """The same before a job, whose records must fit: None if the server says that it has no such schema.
+
+        name: the grader, for messages. InvalidRequestError if the server does not answer.
+        """
+        try:
+            found = (await self._outbound.ask("GET", f"{url}/metadata_schema")).json()
+        except OutboundError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return None
+            raise _wrong(name, f"it does not tell what it wants to know of a record: {error}") from error
+        if not isinstance(found, dict):
+            raise _wrong(name, f"what it wants to know of a record is no JSON schema: {found!r:.80}")
+        return found
 
     async def score(self, name: str, url: str, threads: Sequence[StringThread]) -> list[tuple[float, str | None]]:
         """The reward of each conversation and what the server added to it. name: the grader, for messages.

@@ -97,9 +97,9 @@ class Journal:
                 file.open_ids.discard(item)
         if not self._files:
             return
-        self._drop_settled()
         file = self._files[-1]
         try:
+            self._drop_settled()
             if self._of:
                 _append(file, _encode(list(ids)))
             elif file.size:

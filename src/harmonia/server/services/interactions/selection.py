@@ -110,12 +110,15 @@ class Selections:
 
     async def lines(self, caller: Caller, project: str, selection: Selection) -> AsyncIterator[bytes]:
         """All that is known of each completion, one JSON object a line, oldest first."""
+        return self._lines(await self.ids(caller, project, selection))
+
+    async def ids(self, caller: Caller, project: str, selection: Selection) -> list[uuid.UUID]:
+        """What is selected, oldest first; needs `interaction:read`."""
         await self._writer.settled()
         async with self._database.read() as session:
             access = await require_in_project(session, caller, project, READ)
             query = select(Completion.id).where(await selected(session, access, selection))
-            ids = list((await session.execute(query.order_by(Completion.created_at, Completion.id))).scalars())
-        return self._lines(ids)
+            return list((await session.execute(query.order_by(Completion.created_at, Completion.id))).scalars())
 
     async def _lines(self, ids: Sequence[uuid.UUID]) -> AsyncIterator[bytes]:
         async for batch in self.read(ids):

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -29,6 +30,8 @@ from harmonia.server.services.interactions.system_metrics import SystemMetrics
 
 log = get_logger(__name__)
 
+Measured = Callable[[Mapping[tuple[uuid.UUID, uuid.UUID], int]], Awaitable[None]]
+"""Takes numbers of scores, by A/B test and metric."""
 MAX_PENDING_CHARACTERS = 64 * 2**20
 """Text that may wait to be written; an interaction counts `_OVERHEAD` more."""
 _OVERHEAD = 1024
@@ -52,8 +55,10 @@ class InteractionWriter(Collector):
         database: Database,
         journal: Journal | None = None,
         max_pending_characters: int = MAX_PENDING_CHARACTERS,
+        measured: Measured | None = None,
     ) -> None:
-        """journal: None: what is in the line goes with the process."""
+        """journal: None: what is in the line goes with the process. measured: told of what A/B tests measure by."""
+        self._measured = measured
         self._database = database
         self._journal = journal
         self._system_metrics = SystemMetrics(database)
@@ -178,9 +183,7 @@ class InteractionWriter(Collector):
         delay_s = _FIRST_RETRY_S
         while True:
             try:
-                await self._insert(batch)
-                self.written += len(batch)
-                return
+                measured = await self._insert(batch)
             except (SQLAlchemyError, UnavailableError, OSError, TypeError, ValueError) as error:
                 if _is_refusal(error):
                     await self._narrow(batch, error)
@@ -189,6 +192,10 @@ class InteractionWriter(Collector):
                 self._doubtful |= {item.id for item in batch}  # it may have failed after it was done
                 reason = str(error).partition("\n")[0]  # what follows are texts of people
                 log.error("%d interactions could not be written (%s); again in %g s", len(batch), reason, delay_s)
+            else:
+                self.written += len(batch)
+                await self._tell(measured)
+                return
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, _LAST_RETRY_S)
 
@@ -203,7 +210,17 @@ class InteractionWriter(Collector):
         await self._write(batch[:middle])
         await self._write(batch[middle:])
 
-    async def _insert(self, batch: list[Interaction]) -> None:
+    async def _tell(self, measured: Counter[tuple[uuid.UUID, uuid.UUID]]) -> None:
+        """What comes of it must not keep interactions from being written; the next ones make up for what is missed."""
+        if self._measured is None or not measured:
+            return
+        try:
+            await self._measured(measured)
+        except Exception:
+            log.exception("A/B tests were not told of %d scores", measured.total())
+
+    async def _insert(self, batch: list[Interaction]) -> Counter[tuple[uuid.UUID, uuid.UUID]]:
+        """How many scores of this server's own came, by A/B test and metric."""
         doubtful = self._doubtful.intersection(item.id for item in batch)
         known = await self._known(doubtful) if doubtful else set()
         batch = [item for item in batch if item.id not in known]
@@ -215,6 +232,10 @@ class InteractionWriter(Collector):
         scores = await self._system_metrics.scores(batch)
         await self._database.insert({Completion: rows, CompletionLabel: labels, DirectScore: scores})
         self._doubtful -= doubtful
+        tests = {item.id: item.ab_campaign_id for item in batch if item.ab_campaign_id is not None}
+        return Counter(
+            (tests[row["completion_id"]], row["metric_id"]) for row in scores if row["completion_id"] in tests
+        )
 
     async def _known(self, ids: set[uuid.UUID]) -> set[uuid.UUID]:
         """Which of them the database has; nobody else writes them, since it has one server."""

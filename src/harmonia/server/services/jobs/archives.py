@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import stat
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
@@ -17,6 +19,18 @@ MAX_CONTENT_BYTES = 64 << 20
 """All files of a recipe together, unpacked."""
 MAX_FILES = 1000
 """Files of a recipe."""
+_MAX_PATH_BYTES = 255
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    RuntimeError,
+    NotImplementedError,
+    EOFError,
+    OSError,
+    ValueError,
+)
+"""What reading a broken, encrypted or exotic zip raises."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The same for every file: equal files make equal archives."""
 
@@ -36,7 +50,7 @@ def read_upload(name: str, content: bytes) -> Files:
         )
     if zipfile.is_zipfile(io.BytesIO(content)):
         return _read_zip(name, content)
-    file_name = PurePosixPath(name.replace("\\", "/")).name
+    file_name = _checked_path(PurePosixPath(name.replace("\\", "/")).name)
     if not file_name.endswith(".py"):
         raise InvalidRequestError(f"{name!r} is neither a .py file nor a zip of a folder", field="file")
     try:
@@ -87,7 +101,8 @@ def _read_zip(name: str, content: bytes) -> Files:
             if len(infos) > MAX_FILES:
                 raise InvalidRequestError(f"{name!r} has {len(infos)} files, at most {MAX_FILES} may be", field="file")
             for info in infos:
-                path = _checked_path(info)
+                _require_file(info)
+                path = _checked_path(info.filename)
                 if path in files:
                     raise InvalidRequestError(f"{name!r} has two files {path!r}", field="file")
                 with archive.open(info) as packed:
@@ -97,20 +112,27 @@ def _read_zip(name: str, content: bytes) -> Files:
                     raise InvalidRequestError(
                         f"the files in {name!r} have more than {MAX_CONTENT_BYTES} bytes together", field="file"
                     )
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise InvalidRequestError(f"{name!r} is no zip that can be read: {error}", field="file") from error
     if not files:
         raise InvalidRequestError(f"{name!r} is empty", field="file")
+    both = files.keys() & {str(folder) for path in files for folder in PurePosixPath(path).parents}
+    if both:
+        raise InvalidRequestError(f"{min(both)!r} in {name!r} is a file and a folder; zip it anew", field="file")
     return files
 
 
-def _checked_path(info: zipfile.ZipInfo) -> str:
-    path = info.filename
-    kind = stat.S_IFMT(info.external_attr >> 16)
-    if kind not in (0, stat.S_IFREG):
-        raise InvalidRequestError(f"{path!r} is a link or device; a recipe holds files only", field="file")
-    parts = path.split("/")
-    is_inside = not any(part in ("", ".", "..") for part in parts) and path.isprintable()
-    if not is_inside or "\\" in path or ":" in path or len(path) > 255:
-        raise InvalidRequestError(f"{path!r} is no path inside the recipe's folder; zip it anew", field="file")
+def _require_file(info: zipfile.ZipInfo) -> None:
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+        raise InvalidRequestError(f"{info.filename!r} is a link or device; a recipe holds files only", field="file")
+
+
+def _checked_path(path: str) -> str:
+    is_inside = not any(part in ("", ".", "..") for part in path.split("/")) and path.isprintable()
+    if not is_inside or "\\" in path or ":" in path or len(path.encode()) > _MAX_PATH_BYTES:
+        raise InvalidRequestError(
+            f"{path[:_MAX_PATH_BYTES]!r} is no path inside the recipe's folder of at most {_MAX_PATH_BYTES} bytes; "
+            "rename it",
+            field="file",
+        )
     return path

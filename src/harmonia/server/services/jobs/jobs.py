@@ -16,7 +16,7 @@ from harmonia.errors import EntityNotFoundError, HarmoniaError, InvalidRequestEr
 from harmonia.log import get_logger
 from harmonia.server.db.base import now_ms
 from harmonia.server.db.database import Database
-from harmonia.server.db.jobs import Job, JobArtifact, JobStage
+from harmonia.server.db.jobs import CANCELED, COMPLETED, FAILED, TERMINAL, Job, JobArtifact, JobStage, progress_of
 from harmonia.server.db.models import ComputePool
 from harmonia.server.db.people import RolePermission, TeamMember, User
 from harmonia.server.db.projects import Project
@@ -29,21 +29,20 @@ from harmonia.server.services.access import (
 )
 from harmonia.server.services.audit import record
 from harmonia.server.services.files import Files
+from harmonia.server.services.graders.records import RecordCheck
 from harmonia.server.services.jobs.filters import JobWish, condition
 from harmonia.server.services.jobs.limits import check_limits
 from harmonia.server.services.jobs.recipes import RecipeInfo, Recipes
-from harmonia.server.services.jobs.runner import TERMINAL, JobRunner
+from harmonia.server.services.jobs.runner import JobRunner
 from harmonia.server.services.keys import checked_name
 from harmonia.server.services.keyset import Keyset, Order, Page, PageWish
 from harmonia.server.services.models.allotments import Allotments
 from harmonia.server.services.models.devices import JOB, Pool
 from harmonia.server.services.models.models import EXTERNAL, named_model
-from harmonia.server.services.notifications.announcements import announce_job, progress_of
+from harmonia.server.services.notifications.announcements import announce_job
 from harmonia.server.services.notifications.notifications import Notifications
 
 log = get_logger(__name__)
-
-COMPLETED, FAILED, CANCELED = "COMPLETED", "FAILED", "CANCELED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +89,10 @@ class Jobs:
         runner: JobRunner,
         notifications: Notifications,
         allotments: Allotments,
+        records: RecordCheck,
     ) -> None:
         self._database = database
+        self._records = records
         self._files = files
         self._allotments = allotments
         self._notifications = notifications
@@ -99,7 +100,8 @@ class Jobs:
         self._runner = runner
 
     async def create(self, caller: Caller, new: NewJob) -> JobInfo:
-        """A job that waits for its devices. What cannot run is refused at once: arguments, devices, limits."""
+        """A job that waits for its devices. What cannot run is refused at once: arguments, devices, limits, and
+        data sets with records that a grader outside would not take."""
         async with self._database.read() as session:
             access = await require_in_project(session, caller, new.project, "project:adapt")
             pool = await self._pool(session, new)
@@ -108,7 +110,8 @@ class Jobs:
         if recipe is None:
             raise EntityNotFoundError(f"Recipe {new.recipe!r} does not exist", entity="recipe")
         files = await self._recipes.contents(recipe.content_hash)
-        models = await self._recipes.probe.check(files, recipe.entrypoint, new.args)
+        named = await self._recipes.probe.check(files, recipe.entrypoint, new.args)
+        await self._records.check(caller, new.project, set(named.graders.values()), named.datasets)
         job = Job(
             project_id=access.project_id,
             name=_name(new.name),
@@ -126,7 +129,7 @@ class Jobs:
         )
         async with self._database.begin() as session:
             await require_in_project(session, caller, new.project, "project:adapt")
-            await _require_models(session, caller, models)
+            await _require_models(session, caller, named.models)
             if new.resume_artifact_id is not None:
                 await _require_checkpoint(session, access.project_id, new.resume_artifact_id)
             await self._recipes.keep(session, recipe)
@@ -203,7 +206,7 @@ class Jobs:
         """Where the output of a job is; there is no file before it started."""
         if await self.find(caller, job_id) is None:
             raise _not_found(job_id)
-        return self._runner.log_file(job_id)
+        return self._runner.files.log(job_id)
 
     async def artifact(self, caller: Caller, artifact_id: uuid.UUID, project: str | None = None) -> JobArtifact | None:
         """Something that a job made; None if there is nothing of the kind that the caller may see."""

@@ -22,13 +22,14 @@ from harmonia.fleet import LocalFleet
 from harmonia.protocol.fleet import WorkerState
 from harmonia.server.db.jobs import Job
 from harmonia.server.services import processes
-from harmonia.server.services.job_files import JobFiles
+from harmonia.server.services.jobs.files import JobFiles
 from harmonia.server.services.jobs.limits import explained, over_memory, over_time
 
 MODULE = "harmonia.client.recipe"
 GATEWAY = "/api/v1/ws"
 JOB_ID = "ADAPTIVE_JOB_ID"
 """The variable by which the processes of a job are known."""
+_KEY = "ADAPTIVE_API_KEY"
 _BLOCK_BYTES = 64 << 10
 _PATIENCE_S = 5.0
 """For so long a job that is stopped may clean up."""
@@ -131,7 +132,10 @@ class JobProcess:
         finally:
             # One that is put off gets no time: what it would say while it ends is not so.
             await processes.stop(process, 0.0 if self.is_put_off else _PATIENCE_S)
-            for task in (canceled, greedy):
+            # What has left its group would hold its output and its memory; only this run has its key.
+            await processes.end_leftovers(_KEY, {self._launch.api_key}, _PATIENCE_S)
+            await asyncio.wait((reading,), timeout=_PATIENCE_S)
+            for task in (reading, canceled, greedy):
                 task.cancel()
             await asyncio.gather(reading, canceled, ended, greedy, return_exceptions=True)
         if not done:
@@ -141,12 +145,12 @@ class JobProcess:
         return None if canceled in done else over_memory(job)
 
     def _variables(self, arguments: Path) -> dict[str, str]:
-        job, url = self._launch.job, local_url(self._config)
+        job, url = self._launch.job, self._config.server.url
         more = {
             "ADAPTIVE_HARMONY_URL": f"ws{url.removeprefix('http')}{GATEWAY}",
             "ADAPTIVE_CONTROL_PLANE_URL": url,
             "ADAPTIVE_CONTROL_PLANE_API_TOKEN": self._launch.api_key,
-            "ADAPTIVE_API_KEY": self._launch.api_key,
+            _KEY: self._launch.api_key,
             "ADAPTIVE_NUM_GPUS": str(job.num_gpus),
             "ADAPTIVE_NAME": job.name,
             "ADAPTIVE_RECIPE_NAME": job.recipe_key,
@@ -211,13 +215,6 @@ class _Log:
         if self._left <= 0:
             self._file.write(b"\n[the log ends here: it is as long as it may be, ADAPTIVE_JOBS__MAX_LOG_BYTES]\n")
         self._file.flush()
-
-
-def local_url(config: ControlConfig) -> str:
-    """Where processes of this machine reach this server."""
-    host = config.server.host
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
-    return f"http://{f'[{shown}]' if ':' in shown else shown}:{config.server.port}"
 
 
 async def _ready(fleet: LocalFleet) -> str:

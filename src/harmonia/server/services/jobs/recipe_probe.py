@@ -36,15 +36,15 @@ class RecipeProbe:
             raise InvalidRequestError(found.error, field="file")
         return found.schema
 
-    async def check(self, files: Files, entrypoint: str, args: Mapping[str, Any]) -> dict[str, str]:
-        """The keys of the models that the arguments name, by field.
+    async def check(self, files: Files, entrypoint: str, args: Mapping[str, Any]) -> ProbeResult:
+        """The keys of the models, data sets and graders that the arguments name, by field.
 
         `InvalidRequestError` names every argument that the recipe refuses.
         """
         found = await self._ask(files, entrypoint, msgspec.json.encode(args))
         if found.error is not None:
             raise InvalidRequestError(found.error, field=f"args.{found.field}" if found.field else "args")
-        return found.models
+        return found
 
     async def _ask(self, files: Files, entrypoint: str, given: bytes) -> ProbeResult:
         async with self._slots:

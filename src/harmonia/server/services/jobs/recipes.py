@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 import harmonia
@@ -331,9 +333,12 @@ async def _row(session: AsyncSession, project_id: uuid.UUID, recipe: str) -> Rec
 
 
 async def _keep_code(session: AsyncSession, hash_: str, files: Files) -> None:
-    if await session.get(RecipeCode, hash_) is None:
-        session.add(RecipeCode(content_hash=hash_, archive=await asyncio.to_thread(pack, files)))
-        await session.flush()
+    if await session.get(RecipeCode, hash_) is not None:
+        return
+    archive = await asyncio.to_thread(pack, files)
+    with contextlib.suppress(IntegrityError):  # somebody else keeps the same code at this moment
+        async with session.begin_nested():
+            session.add(RecipeCode(content_hash=hash_, archive=archive))
 
 
 def _entrypoint(files: Files, wanted: str | None, default: str | None) -> str:

@@ -13,9 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from harmonia.errors import EntityNotFoundError, HarmoniaError, InvalidRequestError, PermissionDeniedError
 from harmonia.log import get_logger
+from harmonia.protocol.instances import SCHEME
 from harmonia.server.db.base import MAX_KEY, now_ms
 from harmonia.server.db.database import Database
-from harmonia.server.db.jobs import Job, JobArtifact, JobStage
+from harmonia.server.db.jobs import ACTIVE, Job, JobArtifact, JobStage
 from harmonia.server.services.access import Caller
 from harmonia.server.services.datasets.uploads import Uploads
 from harmonia.server.services.files import Files
@@ -31,7 +32,6 @@ MAX_STAGES = 1000
 MAX_ERROR = 100_000
 """Characters of a traceback; of a longer one the end is kept."""
 KINDS = ("EVALUATION", "CUSTOM", "DATASET", "MODEL", "CHECKPOINT")
-_SCHEME = "model_registry://"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ class JobReports:
             if await find_model(session, key) is not None:
                 return None
         try:
-            await self._models.register(None, NewModel(path=_SCHEME + key, name=key, key=key, job_id=job_id))
+            await self._models.register(None, NewModel(path=SCHEME + key, name=key, key=key, job_id=job_id))
         except HarmoniaError as error:
             log.warning("the model %r of job %s is not in the registry: %s", key, job_id, error.message)
             return error.message
@@ -197,7 +197,7 @@ class JobReports:
                 raise PermissionDeniedError(f"only job {job_id} itself and its creator may report on it")
             if job.project_id is None:
                 raise InvalidRequestError(f"job {job_id} imports a model; nobody else tells of it", field="jobId")
-            if job.status not in ("PENDING", "RUNNING"):
+            if job.status not in ACTIVE:
                 raise InvalidRequestError(f"job {job_id} has ended already: {job.status}", field="jobId")
             yield session, job
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from pathlib import Path
 
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import SQLAlchemyError
@@ -19,21 +18,20 @@ from harmonia.errors import HarmoniaError, UnavailableError
 from harmonia.log import get_logger
 from harmonia.server.db.base import now_ms
 from harmonia.server.db.database import Database
-from harmonia.server.db.jobs import Job, JobArtifact
+from harmonia.server.db.jobs import TERMINAL, Job, JobArtifact
 from harmonia.server.db.people import ApiKey
 from harmonia.server.db.projects import Project
 from harmonia.server.services import processes
 from harmonia.server.services.access import key_row, new_api_key
-from harmonia.server.services.job_files import JobFiles
+from harmonia.server.services.jobs.files import JobFiles
 from harmonia.server.services.jobs.process import JOB_ID, JobProcess, Launch
 from harmonia.server.services.models.allotments import Allotments
-from harmonia.server.services.models.devices import Device
+from harmonia.server.services.models.devices import JOB, Device
 from harmonia.server.services.notifications.announcements import announce_job
 from harmonia.server.services.notifications.notifications import Notifications
 
 log = get_logger(__name__)
 
-TERMINAL = ("COMPLETED", "FAILED", "CANCELED")
 _LOOK_AGAIN_S = 10.0
 _RECIPE = Job.recipe_id.is_not(None)
 """Imports of models are not run here."""
@@ -111,10 +109,6 @@ class JobRunner:
         """Where the worker of a running job listens; None if it has none now."""
         running = self._running.get(job_id)
         return None if running is None else running.worker_socket
-
-    def log_file(self, job_id: uuid.UUID) -> Path:
-        """What a job and its worker wrote."""
-        return self.files.log(job_id)
 
     # ------------------------------------------------------------------------------------------ after another server
 
@@ -209,7 +203,7 @@ class JobRunner:
     def _fits(self, job: Job) -> bool:
         """Whether its pool is still there, and large enough: settings may have changed since it was accepted."""
         pool = self._allotments.pools.get(str(job.compute_pool))
-        return pool is not None and "JOB" in pool.capabilities and len(pool.devices) >= job.num_gpus
+        return pool is not None and JOB in pool.capabilities and len(pool.devices) >= job.num_gpus
 
     async def _refuse(self, job: Job) -> None:
         known = ", ".join(f"{key} ({len(pool.devices)})" for key, pool in self._allotments.pools.items())

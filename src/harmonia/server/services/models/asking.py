@@ -6,11 +6,11 @@ import asyncio
 import uuid
 from typing import Protocol
 
-from harmonia.errors import DeadlineExceededError, UnavailableError, WorkerLostError
+from harmonia.errors import DeadlineExceededError, UnavailableError
 from harmonia.protocol.client import Event
 from harmonia.protocol.messages import ChatPrompt, Constraint, Delta, Generate
 from harmonia.protocol.sampling import SamplingParams
-from harmonia.router import Router
+from harmonia.router import ELSEWHERE, Attempts, Router
 from harmonia.server.db.models import Model
 from harmonia.server.services.models.external import PROVIDERS, ExternalModels
 from harmonia.server.services.models.models import EXTERNAL
@@ -63,17 +63,17 @@ class Asking:
                 ) from error
 
     async def _ask(self, model: Model, request: Generate) -> str:
-        """A worker that is lost is replaced by another, if there is one."""
+        """Where a worker does not answer, another is asked, if there is one."""
         if model.kind == EXTERNAL:
             assert model.external is not None and model.secret is not None
             return await _text(self._external.model(model.key, model.external, model.secret).generate(request))
-        lost: set[str] = set()
+        attempts = Attempts(self._router, model.key)
         while True:
-            replica = self._router.pick(model.key, avoid=lost)
+            replica = attempts.next()
             try:
                 return await _text(self._router.generate(replica, request))
-            except WorkerLostError:
-                lost.add(replica.replica)
+            except ELSEWHERE as error:
+                attempts.failed(replica, error)
 
 
 def _ignores_schemas(model: Model) -> bool:

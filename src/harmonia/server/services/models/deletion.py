@@ -15,15 +15,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from harmonia.errors import InvalidRequestError
 from harmonia.log import get_logger
+from harmonia.protocol.instances import SCHEME
 from harmonia.server.db.base import now_ms
 from harmonia.server.db.database import Database
 from harmonia.server.db.graders import Grader
-from harmonia.server.db.jobs import Job
+from harmonia.server.db.jobs import ACTIVE, Job
 from harmonia.server.db.models import Model, ModelService
 from harmonia.server.db.projects import Project
 from harmonia.server.services.access import Caller, require_anywhere
 from harmonia.server.services.audit import record
-from harmonia.server.services.models.models import SCHEME, named_model, registry_entry
+from harmonia.server.services.models.models import named_model, registry_entry
 
 log = get_logger(__name__)
 
@@ -60,7 +61,7 @@ class Deletion:
         """
         async with self._database.begin() as session:
             await require_anywhere(session, caller, "model:update")
-            row = await named_model(session, model, caller)
+            row = await named_model(session, model, caller, alone=True)
             users = await _users(session, row)
             if users:
                 raise InvalidRequestError(f"{row.key!r} cannot be deleted: {'; '.join(users)}", field="model")
@@ -143,7 +144,7 @@ async def _users(session: AsyncSession, model: Model) -> list[str]:
 
 async def _jobs(session: AsyncSession, model: Model) -> list[uuid.UUID]:
     """Those that have not ended and name it anywhere in their arguments."""
-    query = select(Job).where(Job.status.in_(("PENDING", "RUNNING"))).order_by(Job.created_at)
+    query = select(Job).where(Job.status.in_(ACTIVE)).order_by(Job.created_at)
     names = {model.key, str(model.id), f"{SCHEME}{model.key}"}
     return [job.id for job in (await session.execute(query)).scalars() if names & set(_texts(job.args))]
 

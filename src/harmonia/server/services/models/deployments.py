@@ -125,7 +125,8 @@ class Deployments:
             access = await require_in_project(session, caller, project, "project:update")
             for name in models:
                 try:
-                    await _bind(session, caller, access, await named_model(session, name, caller))
+                    row = await named_model(session, name, caller, alone=True)
+                    await _bind(session, caller, access, row)
                 except HarmoniaError as error:
                     failures[name] = error.message
         return failures
@@ -146,7 +147,7 @@ class Deployments:
         """
         async with self._database.begin() as session:
             access = await require_in_project(session, caller, project, "project:update")
-            row = await named_model(session, model, caller)
+            row = await named_model(session, model, caller, alone=True)
             service = await _bind(session, caller, access, row)
             changes = ServiceChanges(desired_online=True, placement=placement, num_draft_steps=num_draft_steps)
             await _apply(session, service, changes)
@@ -185,6 +186,7 @@ class Deployments:
         async with self._database.begin() as session:
             access = await require_in_project(session, caller, project, "project:update")
             bound = await named_service(session, access.project_id, model)
+            await named_model(session, str(bound.model.id), alone=True)
             bound.service.deleted_at = now_ms()
             bound.service.is_default = bound.service.desired_online = False
             record(session, caller, "model.remove", f"model/{bound.model.key}", of=access.project_key)

@@ -27,7 +27,6 @@ from harmonia.server.services.models.external import PROVIDERS
 from harmonia.server.services.secrets import Secrets
 
 BASE, ADAPTER, EXTERNAL = "base", "adapter", "external"
-SCHEME = "model_registry://"
 DEFAULT_KV_CACHE_LEN = 131_072
 TOKENS_TO_GENERATE = "tokens_to_generate"
 """The one setting that every model has for itself, wherever and beside whatever it runs."""
@@ -225,17 +224,19 @@ class Models:
             return row
 
 
-async def find_model(session: AsyncSession, model: str) -> Model | None:
-    """A model by id or key."""
+async def find_model(session: AsyncSession, model: str, *, alone: bool = False) -> Model | None:
+    """A model by id or key. alone: so that whoever deletes or deploys it at the same time waits for the other."""
     named = by_id_or_key(Model.id, Model.key, model)
     query = select(Model).where(named, Model.deleted_at.is_(None))
+    if alone:
+        query = query.with_for_update(key_share=True)
     found: Model | None = (await session.execute(query)).scalar_one_or_none()
     return found
 
 
-async def named_model(session: AsyncSession, model: str, caller: Caller | None = None) -> Model:
+async def named_model(session: AsyncSession, model: str, caller: Caller | None = None, *, alone: bool = False) -> Model:
     """The same; `EntityNotFoundError` if there is none. caller: is told what there is, if they may see it."""
-    row = await find_model(session, model)
+    row = await find_model(session, model, alone=alone)
     if row is None:
         hint = "" if caller is None else await _nearest(session, caller, model)
         raise EntityNotFoundError(f"Model {model!r} does not exist{hint}", entity="model")

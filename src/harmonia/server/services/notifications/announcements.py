@@ -6,12 +6,10 @@ Topics are `project:KEY:job:completed`, `...:job:failed` and `...:job:canceled`,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from harmonia.server.db.jobs import Job, JobArtifact, JobStage
+from harmonia.server.db.jobs import Job, JobArtifact, JobStage, progress_of
 from harmonia.server.db.models import Model, ModelService
 from harmonia.server.db.projects import Project
 from harmonia.server.services.moments import moment_text
@@ -22,16 +20,6 @@ TOLD = ("ONLINE", "ERROR")
 """States of models that are told of; the others are on the way to one of these, or what somebody asked for."""
 _JOB_STATUS = {"COMPLETED": "DONE", "FAILED": "ERROR", "CANCELED": "CANCELLED"}
 """The words that messages about jobs use."""
-
-
-def progress_of(job: Job, stages: Sequence[JobStage]) -> float:
-    """From 0 to 1: the mean of the stages."""
-    if job.status == "COMPLETED":
-        return 1.0
-    if not stages:
-        return 0.0
-    shares = [min(1.0, (stage.processed or 0) / stage.total) if stage.total else 0.0 for stage in stages]
-    return sum(shares) / len(shares)
 
 
 async def announce_job(session: AsyncSession, notifications: Notifications, job: Job) -> None:

@@ -73,6 +73,19 @@ def _kept(given: str | None, before: str | None, shown: str | None = None) -> st
     return given
 
 
+def _require_same_place(field: str, now: str, before: str) -> None:
+    """Whoever may change a connection may not read its secrets, not by having them sent elsewhere either."""
+    if now != before:
+        raise InvalidRequestError(
+            f"{field}: what is hidden stays with {before}; give it anew for {now}, or leave it out", field=field
+        )
+
+
+def _origin(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('/')[0].partition('?')[0]}"
+
+
 def _slack(given: Connection, before: Connection) -> Connection:
     url = given["webhook_url"]
     if before:
@@ -89,11 +102,15 @@ def _smtp(given: Connection, before: Connection) -> Connection:
         raise InvalidRequestError(f"port: 1 to 65535, got {port}", field="port")
     if not given["to_emails"]:
         raise InvalidRequestError("toEmails: give at least one address", field="toEmails")
+    password = given["password"]
+    if password == HIDDEN and before:
+        _require_same_place("password", f"{host}:{port}", f"{before['host']}:{before['port']}")
+        password = before.get("password")
     return {
         "host": host,
         "port": port,
         "username": given["username"],
-        "password": before.get("password") if given["password"] == HIDDEN and before else given["password"],
+        "password": password,
         "from_email": checked_email(given["from_email"], "fromEmail"),
         "to_emails": [checked_email(address, "toEmails") for address in given["to_emails"]],
     }
@@ -105,10 +122,14 @@ def _webhook(given: Connection, before: Connection) -> Connection:
         raise InvalidRequestError(f"method: one of {', '.join(_METHODS)}, got {given['method']!r}", field="method")
     headers, old = _checked_headers(given["headers"]), before.get("headers", {})
     key = next((headers.pop(name) for name in list(headers) if name.lower() == SIGNING_HEADER.lower()), None)
+    url = checked_url(given["url"])
+    kept = {name: _kept(value, old.get(name)) for name, value in headers.items()}
+    if kept != headers:
+        _require_same_place("headers", _origin(url), _origin(before["url"]))
     return {
-        "url": checked_url(given["url"]),
+        "url": url,
         "method": method,
-        "headers": {name: _kept(value, old.get(name)) for name, value in headers.items()},
+        "headers": kept,
         "secret": _kept(key, before.get("secret")) or before.get("secret") or secrets.token_urlsafe(32),
     }
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -87,7 +86,8 @@ class JobFiles:
 
     def known(self) -> list[uuid.UUID]:
         """Jobs that have a folder."""
-        return list(self._known())
+        names = [folder.name for folder in self._root.iterdir()] if self._root.is_dir() else []
+        return [job_id for job_id in map(_job_id, names) if job_id is not None]
 
     def is_finished(self, job_id: uuid.UUID) -> bool:
         """Whether `finish` was done."""
@@ -102,9 +102,9 @@ class JobFiles:
     def _stages(self, job_id: uuid.UUID) -> list[Path]:
         return list((self.checkpoints(job_id) / str(job_id)).glob("stage_*"))
 
-    def _known(self) -> Iterator[uuid.UUID]:
-        for folder in self._root.iterdir() if self._root.is_dir() else ():
-            try:
-                yield uuid.UUID(folder.name)
-            except ValueError:
-                continue
+
+def _job_id(name: str) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(name)
+    except ValueError:
+        return None

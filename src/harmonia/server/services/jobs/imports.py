@@ -22,14 +22,15 @@ from harmonia.errors import EntityNotFoundError, HarmoniaError, InvalidRequestEr
 from harmonia.fleet.files import inspect_model
 from harmonia.fleet.orders import PART, News, Order
 from harmonia.log import get_logger
+from harmonia.protocol.instances import SCHEME
 from harmonia.server.db.base import now_ms
 from harmonia.server.db.database import Database
-from harmonia.server.db.jobs import Job, JobArtifact, JobStage
+from harmonia.server.db.jobs import ACTIVE, Job, JobArtifact, JobStage
 from harmonia.server.db.models import ComputePool, Model, ModelImport
 from harmonia.server.services import processes
 from harmonia.server.services.access import Caller, by_id_or_key, require_anywhere
 from harmonia.server.services.audit import record
-from harmonia.server.services.job_files import JobFiles
+from harmonia.server.services.jobs.files import JobFiles
 from harmonia.server.services.keys import checked_key, checked_name, key_from
 from harmonia.server.services.models.models import Models, NewModel, registry_entry, require_free_key
 from harmonia.server.services.notifications.announcements import announce_job
@@ -43,7 +44,6 @@ STAGE = "download (bytes)"
 """Its samples are bytes."""
 INCOMING = ".incoming"
 """The folder of the registry for what is not whole yet."""
-_ACTIVE = ("PENDING", "RUNNING")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*(/[\w-][\w.-]*\.gguf)?)?", re.ASCII)
 """Names of models there."""
 _TOKEN = re.compile(r"[\x21-\x7e]*")
@@ -87,7 +87,7 @@ class HubImports:
         query = (
             select(ModelImport)
             .join(Job, Job.id == ModelImport.job_id)
-            .where(Job.status.in_(_ACTIVE))
+            .where(Job.status.in_(ACTIVE))
             .order_by(Job.created_at)
         )
         async with self._database.read() as session:
@@ -120,7 +120,7 @@ class HubImports:
             await require_anywhere(session, caller, "model:create")
             await require_free_key(session, key)
             busy = select(Job.id).join(ModelImport, ModelImport.job_id == Job.id)
-            busy = busy.where(ModelImport.key == key, Job.status.in_(_ACTIVE))
+            busy = busy.where(ModelImport.key == key, Job.status.in_(ACTIVE))
             found = (await session.execute(busy)).first()
             if found is not None:
                 raise InvalidRequestError(
@@ -129,7 +129,7 @@ class HubImports:
             if registry_entry(self._config.registry, key).exists():
                 raise InvalidRequestError(
                     f"the registry holds files under the key {key!r}; choose another key, or add them with "
-                    f"model_registry://{key}",
+                    f"{SCHEME}{key}",
                     field="outputModelKey",
                 )
             if new.compute_pool is not None:
@@ -153,7 +153,7 @@ class HubImports:
             .join(ModelImport, ModelImport.job_id == Job.id)
             .outerjoin(Model, and_(Model.job_id == Job.id, Model.deleted_at.is_(None)))
             .where(ModelImport.key == _key(new), ModelImport.hub_id == new.hub_id)
-            .where(or_(Job.status.in_(_ACTIVE), Model.key == ModelImport.key))
+            .where(or_(Job.status.in_(ACTIVE), Model.key == ModelImport.key))
         )
         async with self._database.read() as session:
             job_id = (await session.execute(query)).scalars().first()
@@ -188,7 +188,7 @@ class HubImports:
 
     async def _claim(self, item: ModelImport) -> bool:
         """Whether nobody has canceled it."""
-        started = update(Job).where(Job.id == item.job_id, Job.status.in_(_ACTIVE))
+        started = update(Job).where(Job.id == item.job_id, Job.status.in_(ACTIVE))
         async with self._database.begin() as session:
             found = await session.execute(started.values(status="RUNNING").returning(Job.id))
             await session.execute(
