@@ -12,6 +12,7 @@ from harmonia.config import CacheConfig, EngineConfig, WorkerConfig
 from harmonia.config.engine import Device, Precision
 from harmonia.errors import InvalidRequestError
 from harmonia.models.registry import ModelRegistry
+from harmonia.protocol.instances import MAX_DRAFT_STEPS
 from harmonia.server import bind
 
 ModelPath = Annotated[
@@ -55,6 +56,21 @@ Registry = Annotated[
         "--registry",
         file_okay=False,
         help="Folder of saved models, model_registry://KEY; $HARMONIA_REGISTRY, or ~/.local/share/harmonia/registry.",
+    ),
+]
+
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH|ngram",
+        help="Smaller model of the same tokenizer that proposes tokens, for the same answers in less time; or ngram: "
+        "propose what followed the last tokens when they stood in the conversation before.",
+    ),
+]
+NumDraftSteps = Annotated[
+    int | None,
+    typer.Option(
+        "--num-draft-steps", min=1, max=MAX_DRAFT_STEPS, help="Tokens to propose at a time, at most; 4 by default."
     ),
 ]
 

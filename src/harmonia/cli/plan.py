@@ -87,6 +87,7 @@ def plan(
     targets: Targets = None,
     full: Full = False,
     max_adapters: MaxAdapters = DEFAULTS.max_adapters,
+    draft: Annotated[str | None, typer.Option(metavar="PATH", help="Smaller model that proposes tokens.")] = None,
     registry: Registry = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
@@ -99,6 +100,8 @@ def plan(
       harmonia plan ./SmolLM2-135M-Instruct.Q4_1.gguf
 
       harmonia plan ./Qwen3-8B --kv-cache-len 200000 --dtype bf16 --device cuda
+
+      harmonia plan ./Qwen3-8B --draft ./Qwen3-0.6B --device cuda
 
       harmonia plan ./Qwen3-8B --train --max-batch-size 8192 --adapter-rank 32
 
@@ -118,7 +121,8 @@ def plan(
         check_training(train, max_batch_size, full, targets)
         names = tuple(name.strip() for name in targets.split(",")) if targets else ()
         needs = [] if max_batch_size is None else [training_need(max_batch_size, 0 if full else adapter_rank, names)]
-        result = plan_memory(str(located(model, registry)), config, needs)
+        draft_path = None if draft is None else str(located(draft, registry))
+        result = plan_memory(str(located(model, registry)), config, needs, draft_path=draft_path)
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
     else:

@@ -15,6 +15,7 @@ from harmonia.cli.app import app
 from harmonia.cli.options import (
     DEFAULTS,
     DeviceOption,
+    Draft,
     Graphs,
     Invariant,
     KvCacheLen,
@@ -22,6 +23,7 @@ from harmonia.cli.options import (
     MaxAdapters,
     MaxSeqLen,
     ModelPath,
+    NumDraftSteps,
     PrecisionOption,
     Registry,
     Threads,
@@ -57,6 +59,8 @@ def serve(
     precision: PrecisionOption = "auto",
     invariant: Invariant = False,
     graphs: Graphs = True,
+    draft: Draft = None,
+    draft_steps: NumDraftSteps = None,
     device: DeviceOption = "auto",
     threads: Threads = None,
     max_adapters: MaxAdapters = DEFAULTS.max_adapters,
@@ -75,11 +79,9 @@ def serve(
 ) -> None:
     """Serve MODEL over HTTP, with OpenAI's interface under /v1.
 
-    Prints the address and a command to try when the model is ready.
-    Ctrl-C lets running answers finish; a second one ends at once.
+    Prints the address and a command to try. Ctrl-C lets running answers finish; a second one ends at once.
 
-    With --worker-port, clients of the recipe API may spawn and train models beside MODEL;
-    each can be asked under its name as soon as it is there, and answers with its newest weights.
+    With --worker-port, clients of the recipe API may spawn and train models, which are asked by name beside MODEL.
 
     [bold]Examples[/bold]
 
@@ -89,15 +91,15 @@ def serve(
 
       harmonia serve model_registry://support-v2 --host 0.0.0.0 --api-key "$KEY"
 
-      harmonia serve ./Qwen3-8B --worker-port 9100 --registry ./models
-
-      harmonia serve ./Qwen3-8B --worker-port 9100 --invariant
+      harmonia serve ./Qwen3-8B --draft ./Qwen3-0.6B --worker-port 9100 --registry ./models
     """
     engine = engine_config(kv_cache_len, max_seq_len, precision, device, threads, max_adapters, max_adapter_rank)
-    engine = msgspec.structs.replace(engine, invariant=invariant, graphs=graphs)
+    engine = msgspec.structs.replace(
+        engine, invariant=invariant, graphs=graphs, draft=draft, num_draft_steps=draft_steps
+    )
     server = server_config(host, port, api_key, max_ttft_ms)
-    key = model.removeprefix(SCHEME) if model.startswith(SCHEME) else None
-    worker = worker_config(located(model, registry), name or key, adapter or [], engine, server.max_ttft_ms)
+    name = name or (model.removeprefix(SCHEME) if model.startswith(SCHEME) else None)
+    worker = worker_config(located(model, registry), name, adapter or [], engine, server.max_ttft_ms)
     worker = with_port(worker, worker.host, worker_port, registry)
     raise typer.Exit(uvloop.run(run(worker, server)))
 

@@ -17,16 +17,18 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     tbt_ms: float
     """Mean time between two tokens; 0 for a single one."""
     spec_dec_acceptance_rate: float | None = None
-    """Share of drafted tokens that were kept; None without a draft."""
+    """Share of proposed tokens that were right; None where nothing was proposed."""
 
     @classmethod
     def of(cls, finished: Finished) -> Timings:
         """The timings of a finished request."""
+        usage = finished.usage
         ttft, total = finished.timings_ms.get("ttft", 0.0), finished.timings_ms.get("total", 0.0)
         return cls(
             kv_cache_allocated_ms=finished.timings_ms.get("queue", 0.0),
             ttft_from_creation_ms=ttft,
-            tbt_ms=(total - ttft) / max(1, finished.usage.completion_tokens - 1),
+            tbt_ms=(total - ttft) / max(1, usage.completion_tokens - 1),
+            spec_dec_acceptance_rate=usage.accepted_tokens / usage.drafted_tokens if usage.drafted_tokens else None,
         )
 
     @property

@@ -63,6 +63,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """On a GPU, replay captured graphs in steps that only decode: hundreds of kernels for one launch."""
     max_seq_len: int | None = None
     """Longest prompt plus answer, in tokens; None takes the model's own limit."""
+    draft: str | None = None
+    """Folder or file of a smaller model that proposes tokens to the served model, or `ngram`: see `SpawnSpec.draft`."""
+    num_draft_steps: int | None = None
+    """Tokens that are proposed at a time, 1 to 8; None proposes up to 4."""
     max_adapters: int = 4
     """Named adapters that may be loaded at once."""
     max_adapter_rank: int = 64

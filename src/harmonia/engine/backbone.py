@@ -9,19 +9,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from harmonia.cache import BlockPool, SessionTable, chain_root
 from harmonia.config import EngineConfig
+from harmonia.engine.cached import CachedDecoder
 from harmonia.engine.memory import Plan, make_plan
-from harmonia.engine.sequence import Instance
+from harmonia.engine.sequence import Drafter, Instance
 from harmonia.errors import AdapterLimitError, InvalidRequestError, UnknownModelError
 from harmonia.kernels import native
-from harmonia.kernels.pages import LayerCache
 from harmonia.layers.adapters import AdapterBank, BankTarget
 from harmonia.log import get_logger
-from harmonia.models import ModelConfig, load_decoder, open_model
+from harmonia.models import load_decoder, open_model
 from harmonia.models.atomic import read_whole
 from harmonia.models.decoder import Decoder
 from harmonia.models.peft import SavedAdapter, language_matrices, read_saved_adapter, require_base
@@ -31,20 +30,26 @@ from harmonia.train.scalar_head import ScalarHead
 log = get_logger(__name__)
 
 
-class Backbone:
+class Backbone(CachedDecoder):
     """Weights, cache blocks, sessions, adapters, and a table of the model keys that name them."""
 
-    def __init__(self, key: str, decoder: Decoder, plan: Plan, *, source: ModelSource | None = None) -> None:
-        """key: identity of the weights in the prefix index, and how errors call them."""
+    def __init__(
+        self,
+        key: str,
+        decoder: Decoder,
+        plan: Plan,
+        *,
+        source: ModelSource | None = None,
+        draft: CachedDecoder | None = None,
+    ) -> None:
+        """key: identity of the weights in the prefix index, and how errors call them. draft: proposes tokens."""
+        super().__init__(decoder, plan)
         self.key = key
-        self.plan = plan
-        self.decoder = decoder
         self.source = source
-        self.device = plan.fmt.device
+        self.draft = draft
         self.eos_ids = frozenset(decoder.config.eos_token_ids)
         self.pool = BlockPool(plan.num_blocks, plan.config.cache.block_size)
         self.sessions = SessionTable(self.pool, plan.config.cache.max_sessions)
-        self.caches = _allocate_cache(decoder.config, plan)
         self.bank = AdapterBank(
             (
                 BankTarget(f"model.layers.{target.layer}.{target.path}", target.linear, target.part)
@@ -68,28 +73,35 @@ class Backbone:
         return Backbone.read(source, key, plan, progress)
 
     @staticmethod
-    def read(source: ModelSource, key: str, plan: Plan, progress: Callable[[float], None] | None = None) -> Backbone:
-        """Read the weights of a model that was planned."""
+    def read(
+        source: ModelSource,
+        key: str,
+        plan: Plan,
+        progress: Callable[[float], None] | None = None,
+        draft: ModelSource | None = None,
+    ) -> Backbone:
+        """Read the weights of a model that was planned, and of its draft."""
         torch.set_num_threads(plan.config.num_threads or len(os.sched_getaffinity(0)))
         started = time.monotonic()
         decoder = load_decoder(source, plan.fmt, progress)
         if plan.device == "cpu":
             native.load_kernels()
         log.info("loaded %s in %.1f s: %s on %s", source.path, time.monotonic() - started, plan.precision, plan.device)
-        return Backbone(key, decoder, plan, source=source)
+        cached_draft = None if draft is None else CachedDecoder(load_decoder(draft, plan.fmt), plan)
+        return Backbone(key, decoder, plan, source=source, draft=cached_draft)
 
     @property
-    def places(self) -> tuple[int, int]:
-        """Addresses of what captured graphs read and what may move, adapters left out; they differ once it did."""
-        return self.caches[0].k_NPGD.data_ptr(), self.decoder.embedding.weight.weight_NK.data_ptr()
+    def adapters_generation(self) -> int:
+        """Counts what moved adapters in memory."""
+        return self.bank.generation
 
     def grow_cache(self, num_blocks: int) -> None:
-        """Enlarge the cache; what is in it stays. One layer at a time, so little is held twice."""
+        """Enlarge the cache, the draft's with it; what is in it stays."""
         if num_blocks <= self.pool.num_blocks:
             return
-        shape = (num_blocks, *self.caches[0].k_NPGD.shape[1:])
-        for cache in self.caches:
-            cache.k_NPGD, cache.v_NPGD = (_enlarged(old, shape, self.plan) for old in (cache.k_NPGD, cache.v_NPGD))
+        super().grow_cache(num_blocks)
+        if self.draft is not None:
+            self.draft.grow_cache(num_blocks)
         self.pool.grow(num_blocks)
 
     # ------------------------------------------------------------------------------------------- instances
@@ -157,6 +169,11 @@ class Backbone:
             self.bank.unload(instance.adapter_slot)
         return instance
 
+    def set_drafter(self, key: str, drafter: Drafter | None, num_steps: int) -> None:
+        """Have tokens of an instance proposed, so many at a time."""
+        assert drafter is not Drafter.MODEL or self.draft is not None, "a backbone with a draft is read with it"
+        self.instances[key] = replace(self.instances[key], drafter=drafter, num_draft_steps=num_steps)
+
     def check_free(self, key: str) -> None:
         """Raise `InvalidRequestError` for a name that is taken or cannot be shown."""
         if not key or not key.isprintable():
@@ -175,13 +192,16 @@ class Backbone:
             )
 
     def load_adapter(self, key: str, path: str) -> Instance:
-        """Read a PEFT folder into a free slot."""
+        """Read a PEFT folder into a free slot; it has the draft of the bare backbone."""
         self.check_free(key)
         matrices = language_matrices(path, self.read_adapter(Path(path)))
         self.check_adapter_limit(key)
-        instance = self.add_adapter(key, self.bank.load(key, matrices))
+        self.add_adapter(key, self.bank.load(key, matrices))
+        bare = self.instances.get(self.key)
+        if bare is not None:
+            self.set_drafter(key, bare.drafter, bare.num_draft_steps)
         log.info("loaded adapter %s from %s", key, path)
-        return instance
+        return self.instances[key]
 
     def read_adapter(self, folder: Path) -> SavedAdapter:
         """An adapter of this backbone, whole; `InvalidRequestError` when it belongs to another, naming both."""
@@ -201,22 +221,3 @@ class Backbone:
         if adapter is None or adapter.lineage is None:
             return chain_root(self.key, self.version)
         return chain_root(self.key, self.version, adapter.lineage, adapter.version)
-
-
-def _allocate_cache(model: ModelConfig, plan: Plan) -> tuple[LayerCache, ...]:
-    shape = plan.num_blocks, plan.config.cache.block_size, model.num_kv_heads, model.head_dim
-    return tuple(LayerCache(_zeros(shape, plan), _zeros(shape, plan)) for _ in range(model.num_layers))
-
-
-def _enlarged(old_NPGD: torch.Tensor, shape: tuple[int, ...], plan: Plan) -> torch.Tensor:
-    new_NPGD = _zeros(shape, plan)
-    new_NPGD[: old_NPGD.shape[0]].copy_(old_NPGD)
-    return new_NPGD
-
-
-def _zeros(shape: tuple[int, ...], plan: Plan) -> torch.Tensor:
-    fmt = plan.fmt
-    if fmt.device.type == "cpu" and fmt.dtype is torch.float32:
-        # numpy's zeros are not touched until used, so an idle cache costs no memory
-        return torch.from_numpy(np.zeros(shape, dtype=np.float32))
-    return torch.zeros(shape, dtype=fmt.dtype, device=fmt.device)

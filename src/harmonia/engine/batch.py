@@ -1,6 +1,9 @@
 """The input of one step: flat arrays that every device can run as they are.
 
-Shapes: T tokens, S sequences of the batch, B blocks of all of them, M of the longest one, R rows that sample.
+Where tokens were proposed, every token of the sequence is a row of its own, with its own context: a kernel does for it
+what it would do without proposals.
+Shapes: T tokens, S rows of the batch (shares of sequences, and single proposals), B blocks of all of them, R rows that
+sample.
 """
 
 from __future__ import annotations
@@ -10,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harmonia.engine.sequence import Sequence
+from harmonia.engine.sequence import Drafter, Sequence
 from harmonia.kernels.lora import LoraSegment
+from harmonia.protocol.instances import MAX_DRAFT_STEPS
 
 
 @dataclass(slots=True, eq=False)
@@ -24,6 +28,15 @@ class Work:
     epoch: int
     samples: bool
     """The last of these tokens yields the next one (or the embedding)."""
+    num_drafted: int = 0
+    """Of these tokens, the last ones that are proposals: each of them, and the one before, yields a token."""
+    proposal: int = 0
+    """Which proposal its last token is; 0: none."""
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens that it yields."""
+        return self.num_drafted + 1 if self.samples else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +44,12 @@ class Batch:
     """One step of serving. Single-token sequences come first; neighbours share adapters where possible."""
 
     work: tuple[Work, ...]
+    rows: tuple[Work, ...]
+    """`work`, with each token by itself where some are proposals."""
     num_decodes: int
     token_ids_T: np.ndarray
     fed_slots_T: np.ndarray
-    """Where a token's value is still on the device: the running slot whose last sampled id it is. -1: it is known."""
+    """Where a token's value is still on the device: the place of `kept_places`. -1: it is known."""
     positions_T: np.ndarray
     slots_T: np.ndarray
     """block * P + offset at which each token's key and value are kept."""
@@ -47,14 +62,23 @@ class Batch:
     context_lens_S: np.ndarray
     """int32: tokens of each sequence in the cache once this step's are written."""
     generating: tuple[Work, ...]
-    """Work that samples a token."""
+    """Rows that sample a token."""
     sample_rows_R: np.ndarray
     """Rows of the flat tokens whose hidden state `generating` samples from."""
     sample_slots_R: np.ndarray
-    """Running slots of `generating`."""
+    """Where the ids that they sample are kept on the device."""
     adapter_slots_T: np.ndarray
     """Slot of each token's adapter, -1 without."""
     segments: tuple[LoraSegment, ...]
+    num_draft_steps: int = 0
+    """Proposals that sequences with a draft were to get, as far as they could."""
+    drafting: tuple[Batch, ...] = ()
+    """What the draft computes before: first what it lacks of each sequence, then one proposal after another."""
+
+    @property
+    def num_drafted(self) -> int:
+        """Proposals in the batch."""
+        return len(self.rows) - len(self.work)
 
     @property
     def num_tokens(self) -> int:
@@ -68,65 +92,119 @@ class Batch:
 
     def starts(self) -> Iterator[tuple[Work, int]]:
         """Each share of work with the row of its first token."""
-        return zip(self.work, self.query_starts_S1.tolist(), strict=False)
+        return zip(self.rows, self.query_starts_S1.tolist(), strict=False)
 
 
-def build_batch(work: list[Work], block_table: np.ndarray, block_size: int) -> Batch:
+def kept_places(slots_S: np.ndarray, proposals_S: np.ndarray | int, max_running: int) -> np.ndarray:
+    """Where the device keeps the last sampled id of running slots (proposal 0), or one of their proposals."""
+    return slots_S + max_running * proposals_S
+
+
+def num_kept_places(max_running: int) -> int:
+    """Places of all slots and proposals, and one more for what nobody will read."""
+    return (1 + MAX_DRAFT_STEPS) * max_running + 1
+
+
+def build_batch(work: list[Work], block_table: np.ndarray, block_size: int, *, keep_as: int = 0) -> Batch:
     """Flatten scheduled work; `block_table` has a row per slot of running sequences.
 
+    keep_as: which proposal the sampled ids are; 0: none.
     Per sequence there is nothing but the gathering of a few numbers: 256 decodes take a tenth of a millisecond.
     """
-    ordered, num_decodes = _ordered(work)
-    sequences = [item.sequence for item in ordered]
-    counts = np.array([item.count for item in ordered])
-    starts = np.array([item.start for item in ordered])
-    rows = np.array([sequence.slot for sequence in sequences])
+    ordered, num_singles = _ordered(work)
+    rows, num_rows_W = _rows(ordered)
+    num_decodes = num_singles + len(rows) - len(ordered)
+    max_running = block_table.shape[0]
+    counts = np.array([item.count for item in rows])
+    starts = np.array([item.start for item in rows])
+    slots = np.array([item.sequence.slot for item in rows])
     adapters = np.array(
-        [-1 if item.instance.adapter_slot is None else item.instance.adapter_slot for item in sequences]
+        [-1 if item.sequence.instance.adapter_slot is None else item.sequence.instance.adapter_slot for item in rows]
     )
-    generating = [row for row, item in enumerate(ordered) if item.samples and item.sequence.generates]
+    generating = [row for row, item in enumerate(rows) if item.samples and item.sequence.generates]
     generating_R = np.array(generating, dtype=np.int64)
     context_lens = starts + counts
-    fed = context_lens > np.array([sequence.num_tokens for sequence in sequences])
+    fed = context_lens > np.array([item.sequence.num_tokens for item in rows])
+    kept = slots
+    if keep_as or len(rows) > len(ordered):
+        fed, kept = _fed(rows, fed, slots, max_running)
     ends = counts.cumsum()
 
     def each_token(values_S: np.ndarray) -> np.ndarray:
-        return values_S if num_decodes == len(ordered) else values_S.repeat(counts)
+        return values_S if num_decodes == len(rows) else values_S.repeat(counts)
 
     positions_T = np.arange(ends[-1]) + each_token(starts - (ends - counts))
-    first_places = rows * block_table.shape[1]
+    first_places = slots * block_table.shape[1]
     blocks_T = block_table.take(each_token(first_places) + positions_T // block_size)
-    num_blocks_S = (context_lens + (block_size - 1)) // block_size
-    block_starts_S = num_blocks_S.cumsum() - num_blocks_S
-    num_blocks = int(block_starts_S[-1] + num_blocks_S[-1])
-    if num_decodes == len(ordered):
-        fed_slots_T = np.where(fed, rows, -1)
+    first_W = num_rows_W.cumsum() - num_rows_W
+    num_blocks_W = (context_lens[first_W + num_rows_W - 1] + (block_size - 1)) // block_size
+    block_starts_W = num_blocks_W.cumsum() - num_blocks_W
+    num_blocks = int(block_starts_W[-1] + num_blocks_W[-1])
+    if num_decodes == len(rows):
+        fed_slots_T = np.where(fed, kept, -1)
     else:
         fed_slots_T = np.full(len(positions_T), -1)
-        fed_slots_T[ends[fed] - 1] = rows[fed]
+        fed_slots_T[ends[fed] - 1] = kept[fed]
     return Batch(
         work=tuple(ordered),
+        rows=tuple(rows),
         num_decodes=num_decodes,
-        token_ids_T=_token_ids(ordered, ends, fed),
+        token_ids_T=_token_ids(rows, ends, fed),
         fed_slots_T=fed_slots_T,
         positions_T=positions_T,
         slots_T=blocks_T.astype(np.int64) * block_size + positions_T % block_size,
-        blocks_B=block_table.take(np.arange(num_blocks) + (first_places - block_starts_S).repeat(num_blocks_S)),
-        block_starts_S=block_starts_S.astype(np.int32),
+        blocks_B=block_table.take(
+            np.arange(num_blocks) + (first_places[first_W] - block_starts_W).repeat(num_blocks_W)
+        ),
+        block_starts_S=block_starts_W.repeat(num_rows_W).astype(np.int32),
         query_starts_S1=np.concatenate(([0], ends)),
         context_lens_S=context_lens.astype(np.int32),
-        generating=tuple([ordered[row] for row in generating]),
+        generating=tuple([rows[row] for row in generating]),
         sample_rows_R=ends[generating_R] - 1,
-        sample_slots_R=rows[generating_R],
+        sample_slots_R=_kept_samples(ordered, slots, num_rows_W, keep_as, max_running)[generating_R],
         adapter_slots_T=each_token(adapters),
         segments=_segments(adapters, ends),
     )
 
 
+def _rows(ordered: list[Work]) -> tuple[list[Work], np.ndarray]:
+    """Each token by itself where some are proposals, and how many rows each share became."""
+    if not any(item.num_drafted for item in ordered):
+        return ordered, np.ones(len(ordered), dtype=np.int64)
+    rows: list[Work] = []
+    for item in ordered:
+        if item.num_drafted:
+            rows += [
+                Work(item.sequence, item.start + place, 1, item.epoch, True, proposal=place)
+                for place in range(item.count)
+            ]
+        else:
+            rows.append(item)
+    return rows, np.array([item.num_drafted + 1 for item in ordered])
+
+
+def _fed(rows: list[Work], fed: np.ndarray, slots: np.ndarray, max_running: int) -> tuple[np.ndarray, np.ndarray]:
+    """Whose last tokens are on the device only, and where; those that were looked up stand with the known ones."""
+    proposals = np.array([item.proposal for item in rows])
+    looked_up = np.array([item.sequence.instance.drafter is Drafter.NGRAM for item in rows])
+    return fed & ~(looked_up & (proposals > 0)), kept_places(slots, proposals, max_running)
+
+
+def _kept_samples(
+    ordered: list[Work], slots: np.ndarray, num_rows_W: np.ndarray, keep_as: int, max_running: int
+) -> np.ndarray:
+    """Where each row's sampled id is kept: nowhere if the host must say first how many of them count."""
+    kept = kept_places(slots, keep_as, max_running)
+    if len(slots) == len(ordered):
+        return kept
+    drafted = np.array([item.num_drafted > 0 for item in ordered]).repeat(num_rows_W)
+    return np.where(drafted, num_kept_places(max_running) - 1, kept)
+
+
 def _ordered(work: list[Work]) -> tuple[list[Work], int]:
-    """Single tokens first, equal adapters together; and how many of the first there are."""
-    decodes = [item for item in work if item.count == 1]
-    prefills = [item for item in work if item.count > 1] if len(decodes) < len(work) else []
+    """Decodes first, equal adapters together; and how many of the first there are."""
+    decodes = [item for item in work if item.count == 1 or item.num_drafted]
+    prefills = [item for item in work if item.count > 1 and not item.num_drafted] if len(decodes) < len(work) else []
     if any(item.sequence.instance.adapter_slot is not None for item in work):
         decodes.sort(key=_adapter)
         prefills.sort(key=_adapter)

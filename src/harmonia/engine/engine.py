@@ -6,22 +6,21 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-import numpy as np
-
 from harmonia.config import EngineConfig
 from harmonia.engine.backbone import Backbone
+from harmonia.engine.collecting import Collector
+from harmonia.engine.drafting import DraftScheduler
 from harmonia.engine.memory import Plan
 from harmonia.engine.requests import (
-    FinishReason,
     SequenceError,
     SequenceOutput,
     SequenceRequest,
-    TokenScore,
     unpack_ids,
 )
-from harmonia.engine.runner import Launched, Result, Runner
+from harmonia.engine.runner import Launched, Runner
 from harmonia.engine.scheduler import Scheduler
 from harmonia.engine.sequence import Instance, Sequence, State
+from harmonia.engine.speculation import Speculation
 from harmonia.engine.stats import EngineStats, StatsRecorder
 from harmonia.engine.training import Training
 from harmonia.errors import (
@@ -32,6 +31,7 @@ from harmonia.errors import (
     SequenceTooLongError,
     UnavailableError,
 )
+from harmonia.protocol.instances import MAX_DRAFT_STEPS
 from harmonia.train.scalar_head import ScalarHead
 
 
@@ -45,19 +45,26 @@ class Engine:
         plan = backbone.plan
         self.backbone = backbone
         self.training = Training(backbone.decoder)
+        self._speculation = Speculation(MAX_DRAFT_STEPS)
+        draft_len = 0 if backbone.draft is None else backbone.draft.decoder.config.max_seq_len
+        self._drafts = DraftScheduler(self._speculation, backbone.pool, draft_len)
         self._scheduler = Scheduler(
             plan.scheduler,
             backbone.pool,
             backbone.sessions,
             max_seq_len=plan.max_seq_len,
             prefix_caching=plan.config.cache.prefix_caching,
+            drafts=self._drafts,
         )
         self._runner = Runner(backbone)
+        self._stats = StatsRecorder()
+        self._collector = Collector(self._stats, self._drafts)
         self._sequences: dict[int, Sequence] = {}
-        self._in_flight: deque[Launched] = deque()
+        self._in_flight: deque[tuple[Launched, float]] = deque()
+        """Steps on their way, with the moments at which they began."""
+        self._last_finished_s = 0.0
         self._orphaned: list[SequenceOutput] = []
         self._num_overlapped = 1 if backbone.device.type == "cuda" else 0
-        self._stats = StatsRecorder()
         self._stalled = False
 
     @staticmethod
@@ -92,24 +99,42 @@ class Engine:
         On a GPU the results of a step are read while the next one computes.
         """
         outputs = self._expire()
+        if self._drafts.is_active:  # where an answer goes on depends on which proposals were right
+            while self._in_flight:
+                outputs += self._finish()
         self._scheduler.admits_new = not self.training.wants_quiet
         batch = self._scheduler.schedule()
         self._stalled = batch is None and not self._in_flight
         if batch is not None:
-            self._in_flight.append(self._runner.launch(batch))
+            started_s = time.monotonic()
+            self._in_flight.append((self._runner.launch(batch), started_s))
             self._stats.batch_size.observe(len(batch.work))
             self._stats.counters["steps"] += 1
             self._stats.counters["batch_tokens"] += batch.num_tokens
         if len(self._in_flight) > (self._num_overlapped if batch is not None else 0):
-            outputs += self._finish(self._in_flight.popleft())
+            outputs += self._finish()
         return outputs
 
-    def _finish(self, launched: Launched) -> list[SequenceOutput]:
-        results = launched.read()
-        for work in launched.batch.work:
+    def _finish(self) -> list[SequenceOutput]:
+        launched, started_s = self._in_flight.popleft()
+        batch, results = launched.batch, launched.read()
+        for work in batch.work:
             self._scheduler.publish(work)
         now = time.monotonic()
-        return [output for result in results if (output := self._collect(result, now)) is not None]
+        if batch.num_decodes == len(batch.rows):
+            seconds = now - max(started_s, self._last_finished_s)
+            self._speculation.observe(len(batch.work), batch.num_draft_steps, seconds)
+        self._last_finished_s = now
+        outputs = []
+        for result in results:
+            sequence = result.work.sequence
+            if sequence.state is State.FINISHED:
+                continue  # cancelled, or ended one token earlier while this step was on its way
+            output = self._collector.collect(sequence, result, now)
+            if output is not None:
+                is_last = output.finish_reason is not None or not sequence.generates
+                outputs.append(self._end(sequence, output) if is_last else output)
+        return outputs
 
     @property
     def has_work(self) -> bool:
@@ -257,69 +282,12 @@ class Engine:
         request.sampling.validate(vocab_size)
         _check_head(request, self.backbone.instance(request.model))
 
-    def _collect(self, result: Result, now: float) -> SequenceOutput | None:
-        """Apply one result to its sequence: what its client gets to know."""
-        sequence = result.work.sequence
-        request = sequence.request
-        if sequence.state is State.FINISHED:
-            return None  # cancelled, or ended one token earlier while this step was on its way
-        if result.prompt_scores and len(sequence.prompt_scores) < sequence.num_prompt - 1:
-            sequence.prompt_scores += result.prompt_scores
-        if sequence.generates:
-            return None if result.token_id is None else self._append(sequence, result.token_id, result, now)
-        if request.score is not None:
-            return self._collect_values(sequence, result)
-        return self._end(sequence, SequenceOutput(seq_id=request.seq_id, embedding=result.embedding))
-
-    def _collect_values(self, sequence: Sequence, result: Result) -> SequenceOutput | None:
-        if result.work.epoch == sequence.epoch:
-            sequence.values += result.values
-        if not result.work.samples:
-            return None
-        values, version = np.asarray(sequence.values, dtype="<f4").tobytes(), sequence.instance.version
-        return self._end(sequence, SequenceOutput(seq_id=sequence.request.seq_id, values=values, version=version))
-
-    def _append(self, sequence: Sequence, token_id: int, result: Result, now: float) -> SequenceOutput:
-        seq_id, version = sequence.request.seq_id, sequence.instance.version
-        is_first = sequence.awaits_first_token
-        sequence.tokens[sequence.num_tokens] = token_id
-        sequence.num_tokens += 1
-        sequence.num_sampling -= 1
-        self._observe_token(sequence, now, is_first=is_first)
-        reason = _finish_reason(sequence, token_id)
-        if not (is_first or reason or result.score):
-            return SequenceOutput(seq_id=seq_id, token_ids=(token_id,), version=version)
-        output = SequenceOutput(
-            seq_id=seq_id,
-            token_ids=(token_id,),
-            scores=(result.score,) if result.score is not None else (),
-            finish_reason=reason,
-            version=version,
-            cached_tokens=sequence.cached_tokens if is_first else 0,
-            queue_s=(sequence.started_s or now) - sequence.request.arrival_s if is_first else 0.0,
-            prompt_scores=_prompt_scores(sequence) if is_first else (),
-        )
-        return self._end(sequence, output) if reason else output
-
     def _end(self, sequence: Sequence, output: SequenceOutput) -> SequenceOutput:
         self._scheduler.finish(sequence)
         del self._sequences[sequence.request.seq_id]
         counters = self._stats.models[sequence.instance.key].counters
         counters["failed" if output.error else "finished"] += 1
         return output
-
-    def _observe_token(self, sequence: Sequence, now: float, *, is_first: bool) -> None:
-        model = self._stats.models[sequence.instance.key]
-        model.counters["generated_tokens"] += 1
-        if is_first:
-            arrival = sequence.request.arrival_s
-            model.counters["prompt_tokens"] += sequence.num_prompt
-            model.counters["cached_tokens"] += sequence.cached_tokens
-            model.ttft_seconds.observe(now - arrival)
-            model.queue_seconds.observe((sequence.started_s or now) - arrival)
-        elif sequence.last_token_s is not None:
-            model.note_token(now - sequence.last_token_s)
-        sequence.last_token_s = now
 
     def _expire(self) -> list[SequenceOutput]:
         """End what is overdue, and tell of what lost its adapter."""
@@ -345,18 +313,6 @@ def _check_head(request: SequenceRequest, instance: Instance) -> None:
         raise InvalidRequestError(
             f"{request.model!r} is a scoring model; it gives scores, not tokens or log-probabilities", field="model"
         )
-
-
-def _prompt_scores(sequence: Sequence) -> tuple[TokenScore, ...]:
-    if sequence.sampling.prompt_logprobs is None:
-        return ()
-    return (TokenScore(None), *sequence.prompt_scores)
-
-
-def _finish_reason(sequence: Sequence, token_id: int) -> FinishReason | None:
-    if token_id in sequence.stop_ids and sequence.num_generated >= sequence.sampling.min_tokens:
-        return "stop"
-    return "length" if sequence.num_tokens >= sequence.max_total else None
 
 
 def _overdue(sequence: Sequence, now: float) -> DeadlineExceededError:

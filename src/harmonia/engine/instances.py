@@ -25,6 +25,7 @@ from harmonia.engine.requests import (
     unpack_ids,
 )
 from harmonia.engine.saving import Saver
+from harmonia.engine.sequence import Drafter
 from harmonia.engine.training import Barrier, Trainer, mean_loss
 from harmonia.errors import HarmoniaError, InvalidRequestError, SequenceTooLongError
 from harmonia.log import get_logger
@@ -33,7 +34,13 @@ from harmonia.models.export import read_scalar_head
 from harmonia.models.peft import SavedAdapter, read_saved_adapter
 from harmonia.models.source import adapter_base
 from harmonia.protocol.base import JsonObject
-from harmonia.protocol.instances import AdapterSpec, InstanceInfo, SpawnSpec
+from harmonia.protocol.instances import (
+    DEFAULT_DRAFT_STEPS,
+    MAX_DRAFT_STEPS,
+    AdapterSpec,
+    InstanceInfo,
+    SpawnSpec,
+)
 from harmonia.protocol.losses import LAST_TOKEN, Loss, Tangents
 from harmonia.train.samples import Sample
 from harmonia.train.scalar_head import ScalarHead
@@ -75,6 +82,7 @@ class Instances:
             backbone.add_bare(name, head)
             if need.mode == "training":
                 self._train(name, TrainedBackbone(backbone.decoder, head), need)
+        backbone.set_drafter(name, _drafter(spec), need.num_draft_steps)
         self.adopt(name, spec, need)
 
     def _check_length(self, spec: SpawnSpec) -> None:
@@ -396,7 +404,8 @@ def resolve_spawn(name: str, spec: SpawnSpec, config: EngineConfig) -> tuple[Bac
     path = str(Path(spec.path if base is None else base).resolve())
     need = instance_need(name, spec, config.max_adapter_rank, is_adapter=base is not None)
     invariant = config.invariant if spec.invariant is None else spec.invariant
-    return BackboneKey(path, spec.precision or config.precision, invariant), need
+    draft = str(Path(spec.draft).resolve()) if spec.draft is not None and _drafter(spec) is Drafter.MODEL else None
+    return BackboneKey(path, spec.precision or config.precision, invariant, draft), need
 
 
 def instance_need(name: str, spec: SpawnSpec, max_rank: int, *, is_adapter: bool) -> InstanceNeed:
@@ -440,7 +449,24 @@ def instance_need(name: str, spec: SpawnSpec, max_rank: int, *, is_adapter: bool
         full=trains and not rank,
         scalar=spec.scalar_head,
         copies=2 if trains else 1,
+        num_draft_steps=_num_draft_steps(spec),
     )
+
+
+def _drafter(spec: SpawnSpec) -> Drafter | None:
+    if spec.draft is None:
+        return None
+    return Drafter.NGRAM if spec.draft == Drafter.NGRAM.value else Drafter.MODEL
+
+
+def _num_draft_steps(spec: SpawnSpec) -> int:
+    if spec.num_draft_steps is not None and not 1 <= spec.num_draft_steps <= MAX_DRAFT_STEPS:
+        raise InvalidRequestError(
+            f"num_draft_steps must be from 1 to {MAX_DRAFT_STEPS}, got {spec.num_draft_steps}", field="num_draft_steps"
+        )
+    if spec.draft is None:
+        return 0
+    return DEFAULT_DRAFT_STEPS if spec.num_draft_steps is None else spec.num_draft_steps
 
 
 def _sample(side: SampleArrays, loss: Loss, vocab_size: int) -> Sample:

@@ -55,7 +55,7 @@ class Lanes:
 
     def shared(self, key: BackboneKey) -> Instances | None:
         """The backbone that a new instance on these weights may use."""
-        return self._shared.get(key)
+        return next((lane for shared_as, lane in self._shared.items() if shared_as.suits(key)), None)
 
     def names(self) -> Iterator[str]:
         """Of all instances."""

@@ -33,11 +33,18 @@ class Ledger:
         self._capacity: int | None = None
         """Bytes for everything, measured before the first backbone is loaded."""
 
-    def plan_served(self, source: ModelSource) -> Plan:
+    def plan_served(self, source: ModelSource, need: InstanceNeed, draft: ModelSource | None) -> Plan:
         """The plan of the backbone that is served for good, as configured."""
-        return self._plan(source.path, source, self._config, ())
+        return self._plan(source.path, source, self._config, (need,), draft)
 
-    def plan_new(self, path: Path, model: ModelSource | ModelConfig, spec: SpawnSpec, need: InstanceNeed) -> Plan:
+    def plan_new(
+        self,
+        path: Path,
+        model: ModelSource | ModelConfig,
+        spec: SpawnSpec,
+        need: InstanceNeed,
+        draft: ModelSource | None = None,
+    ) -> Plan:
         """The plan of a backbone that comes with an instance: read from a source, or copied from a decoder."""
         own = self._config
         config = msgspec.structs.replace(
@@ -47,7 +54,7 @@ class Ledger:
             invariant=own.invariant if spec.invariant is None else spec.invariant,
             adapter_rank_budget=0,
         )
-        return self._plan(path, model, config, (need,))
+        return self._plan(path, model, config, (need,), draft)
 
     def replan(self, lane: Instances, need: InstanceNeed | None, kv_cache_len: int | None = None) -> Plan:
         """The plan of a loaded backbone with one more instance, and perhaps a larger cache."""
@@ -63,14 +70,20 @@ class Ledger:
             available=self._room_beside(lane),
             needs=(*lane.needs.values(), *(() if need is None else (need,))),
             num_blocks=backbone.pool.num_blocks,
+            draft=None if backbone.draft is None else backbone.draft.decoder.config,
         )
         # Position and block tables were made for the sequences of the first plan.
         return msgspec.structs.replace(plan, max_seq_len=backbone.plan.max_seq_len)
 
     def _plan(
-        self, path: Path, model: ModelSource | ModelConfig, config: EngineConfig, needs: tuple[InstanceNeed, ...]
+        self,
+        path: Path,
+        model: ModelSource | ModelConfig,
+        config: EngineConfig,
+        needs: tuple[InstanceNeed, ...],
+        draft: ModelSource | None,
     ) -> Plan:
-        plan = make_plan(path.name, model, config, available=self._room_beside(None), needs=needs)
+        plan = make_plan(path.name, model, config, available=self._room_beside(None), needs=needs, draft=draft)
         if self._capacity is None:
             self._capacity = plan.memory.available_bytes
         return plan

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from harmonia.config import EngineConfig
-from harmonia.engine.needs import InstanceNeed
+from harmonia.engine.needs import DRAFT_ROW, InstanceNeed
 from harmonia.engine.plan import Plan, gib
 
 MIN_CACHE_LEN = 2048
@@ -22,6 +22,7 @@ class Change(NamedTuple):
 
     config: EngineConfig | None = None
     needs: tuple[InstanceNeed, ...] | None = None
+    drafts: bool = True
 
 
 Replan = Callable[[Change], Plan]
@@ -98,6 +99,8 @@ def _others(plan: Plan, replan: Replan) -> Iterator[str]:
             continue
         changed = msgspec.structs.replace(config, precision=precision)
         yield from _verdict(f"precision {precision}", plan, replan(Change(changed)))
+    if any(row.name == DRAFT_ROW for row in plan.memory.rows):
+        yield from _verdict("no draft", plan, replan(Change(drafts=False)))
     if config.max_adapters and config.adapter_rank_budget:
         changed = msgspec.structs.replace(config, max_adapters=0)
         yield from _verdict("max_adapters 0", plan, replan(Change(changed)))

@@ -73,13 +73,21 @@ class Loader:
 
     def find(self, key: BackboneKey) -> Load | None:
         """A shared backbone of that kind on its way."""
-        return next((load for load in self.loads if load.is_shared and load.key == key), None)
+        return next((load for load in self.loads if load.is_shared and load.key.suits(key)), None)
 
-    def start(self, key: BackboneKey, source: ModelSource, plan: Plan, *, own_name: str | None) -> Load:
+    def start(
+        self,
+        key: BackboneKey,
+        source: ModelSource,
+        plan: Plan,
+        *,
+        draft: ModelSource | None,
+        own_name: str | None,
+    ) -> Load:
         """Begin to read a backbone that was planned. own_name: of the instance that alone will use it."""
         load = Load(key, plan, is_shared=own_name is None)
         identity = key.path if own_name is None else f"{key.path}#{own_name}"
-        load.future = self._thread.submit(Backbone.read, source, identity, plan, load.note)
+        load.future = self._thread.submit(Backbone.read, source, identity, plan, load.note, draft)
         self.loads.append(load)
         return load
 

@@ -14,12 +14,14 @@ from harmonia.config import EngineConfig, SchedulerConfig
 from harmonia.engine.graph_plan import graph_bytes
 from harmonia.engine.levers import MIN_CACHE_LEN, Change, find_levers
 from harmonia.engine.needs import (
+    DRAFT_ROW,
     InstanceNeed,
     PlanRow,
     bank_row,
     check_needs,
     instance_rows,
     rank_rows,
+    sampled_rows,
     training_footprint,
     training_rows,
 )
@@ -40,9 +42,12 @@ _BATCH_TOKENS = {"cpu": 512, "cuda": 8192}
 _PREFILL_TOKENS = {"cpu": 256, "cuda": 8192}
 
 
-def plan_memory(model_path: str, config: EngineConfig, needs: Sequence[InstanceNeed] = ()) -> MemoryPlan:
-    """Read the headers of a model and count; loads no weights."""
-    return make_plan(Path(model_path).name, open_model(model_path), config, needs=needs).memory
+def plan_memory(
+    model_path: str, config: EngineConfig, needs: Sequence[InstanceNeed] = (), *, draft_path: str | None = None
+) -> MemoryPlan:
+    """Read the headers of a model, and of its draft, and count; loads no weights."""
+    draft = None if draft_path is None else open_model(draft_path)
+    return make_plan(Path(model_path).name, open_model(model_path), config, needs=needs, draft=draft).memory
 
 
 def make_plan(
@@ -53,16 +58,18 @@ def make_plan(
     available: int | None = None,
     needs: Sequence[InstanceNeed] = (),
     num_blocks: int | None = None,
+    draft: ModelConfig | ModelSource | None = None,
 ) -> Plan:
     """Resolve every automatic setting for a backbone with these instances; whether it fits stands in `memory`.
 
     model: a source tells which weights are exact in bf16 and so take half on a CPU; a configuration counts fp32.
     available: bytes that may be used for everything in the table; None measures the free memory.
     num_blocks: the cache that is already there, which an explicit `kv_cache_len` may let grow; None chooses one.
+    draft: a model that proposes tokens and keeps its keys and values in the same blocks.
     """
     needs = tuple(needs)
     check_needs(needs)
-    request = _Request(name, model, config, available, needs, num_blocks)
+    request = _Request(name, model, config, available, needs, num_blocks, draft)
     plan = _resolve(request)
     if plan.memory.fits:
         return plan
@@ -79,18 +86,19 @@ class _Request(NamedTuple):
     available: int | None
     needs: tuple[InstanceNeed, ...]
     num_blocks: int | None
+    draft: ModelConfig | ModelSource | None
 
 
 def _changed(request: _Request, change: Change) -> _Request:
     """The same question with another configuration or other instances."""
-    return request._replace(config=change.config or request.config, needs=change.needs or request.needs)
+    draft = request.draft if change.drafts else None
+    return request._replace(config=change.config or request.config, needs=change.needs or request.needs, draft=draft)
 
 
 def _resolve(request: _Request) -> Plan:
     """The plan without levers."""
     config, needs = request.config, request.needs
-    source = request.model if isinstance(request.model, ModelSource) else None
-    model = request.model.config if isinstance(request.model, ModelSource) else request.model
+    model = _config(request.model)
     device = _device(config)
     precision = _precision(config, device, model)
     fmt = weight_format(device, precision, invariant=config.invariant)
@@ -98,9 +106,10 @@ def _resolve(request: _Request) -> Plan:
     scheduler = _scheduler(config, device)
     wanted_len = _wanted_seq_len(model, config)
     is_full = any(need.trains and need.full for need in needs)
-    exact = frozenset() if source is None or is_full or fmt.dtype is not torch.float32 else exact_weights(source)
+    exact = frozenset[str]() if is_full else _exact(request.model, fmt)
     fixed = (
         *(PlanRow(f"weights: {kind}", size) for kind, size in weight_bytes(model, fmt, exact).items()),
+        *_draft_rows(request.draft, config, fmt),
         bank_row(model, config, fmt, needs),
         *instance_rows(model, fmt, needs),
         PlanRow("graphs", _graph_bytes(model, config, fmt, needs), "captured decode steps"),
@@ -108,13 +117,14 @@ def _resolve(request: _Request) -> Plan:
     )
     training = training_footprint(model, fmt, needs)
     available = _available(request, device)
-    per_block = kv_bytes_per_token(model, fmt) * config.cache.block_size
+    per_block = _block_bytes(request, fmt)
     room = available - sum(row.num_bytes for row in fixed)
     least = _least_blocks(config, request.num_blocks)
     is_chosen = request.num_blocks is None and config.cache.kv_cache_len is None
     most_tokens = None if is_chosen else least * config.cache.block_size
     steps = _steps_within(scheduler, most_tokens)
-    kept_rows, num_kept, num_whole = training_rows(model, fmt, steps, training, room - least * per_block)
+    sampled = sampled_rows(steps, needs)
+    kept_rows, num_kept, num_whole = training_rows(model, fmt, steps, sampled, training, room - least * per_block)
     room -= sum(row.num_bytes for row in kept_rows)
     num_blocks = max(least, _most_blocks(config, device, room, available, per_block)) if is_chosen else least
     tokens = num_blocks * config.cache.block_size
@@ -145,6 +155,31 @@ def _resolve(request: _Request) -> Plan:
         memory=memory,
         needs=needs,
     )
+
+
+def _config(model: ModelConfig | ModelSource) -> ModelConfig:
+    return model.config if isinstance(model, ModelSource) else model
+
+
+def _exact(model: ModelConfig | ModelSource, fmt: WeightFormat) -> frozenset[str]:
+    """Weights that are exact in bf16, as far as that matters and the files are there."""
+    return exact_weights(model) if isinstance(model, ModelSource) and fmt.dtype is torch.float32 else frozenset()
+
+
+def _block_bytes(request: _Request, fmt: WeightFormat) -> int:
+    """Of one block of the cache, with the draft's part."""
+    models = (request.model,) if request.draft is None else (request.model, request.draft)
+    return request.config.cache.block_size * sum(kv_bytes_per_token(_config(model), fmt) for model in models)
+
+
+def _draft_rows(
+    draft: ModelConfig | ModelSource | None, config: EngineConfig, fmt: WeightFormat
+) -> tuple[PlanRow, ...]:
+    if draft is None:
+        return ()
+    weights = sum(weight_bytes(_config(draft), fmt, _exact(draft, fmt)).values())
+    graphs = graph_bytes(_config(draft), config, fmt, adapted=False)
+    return (PlanRow(DRAFT_ROW, weights), PlanRow("draft: graphs", graphs, "captured decode steps"))
 
 
 def _available(request: _Request, device: str) -> int:

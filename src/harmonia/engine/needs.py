@@ -27,6 +27,9 @@ _FRAGMENTED_SHARE = 0.07
 """Of activations on a GPU, what torch's allocator reserves beyond them; see `benchmarks memory`."""
 
 
+DRAFT_ROW = "draft: weights"
+
+
 class PlanRow(msgspec.Struct, frozen=True):
     """One line of the table."""
 
@@ -52,6 +55,8 @@ class InstanceNeed(msgspec.Struct, frozen=True, kw_only=True):
     """Has a scalar head."""
     copies: int = 1
     """Places of its adapter in the bank: 2 in training, where the next version is written beside the present."""
+    num_draft_steps: int = 0
+    """Tokens that are proposed to it at a time."""
 
     @property
     def trains(self) -> bool:
@@ -142,13 +147,24 @@ def _trained(needs: Sequence[InstanceNeed]) -> Trained:
     return Trained(any(need.full for need in training), targets, language, rank)
 
 
-def working_row(model: ModelConfig, fmt: WeightFormat, scheduler: SchedulerConfig, training_slice: int) -> PlanRow:
+def sampled_rows(scheduler: SchedulerConfig, needs: Sequence[InstanceNeed]) -> int:
+    """Tokens that one step samples at most: one of each sequence, and one for each proposal."""
+    assert scheduler.max_batch_tokens is not None
+    num_steps = max((need.num_draft_steps for need in needs), default=0)
+    if not num_steps:
+        return scheduler.max_running
+    return min(scheduler.max_running * (1 + num_steps), max(scheduler.max_batch_tokens, scheduler.max_running))
+
+
+def working_row(
+    model: ModelConfig, fmt: WeightFormat, scheduler: SchedulerConfig, num_sampled: int, training_slice: int
+) -> PlanRow:
     """Memory that steps and slices, which never run at the same time, take and give back."""
-    tokens, running = scheduler.max_batch_tokens, scheduler.max_running
+    tokens = scheduler.max_batch_tokens
     assert tokens is not None
     kinds = {
         f"a step of {tokens} tokens": activation_bytes(model, fmt, tokens),
-        f"sampling for {running} sequences": logits_bytes(model, running),
+        f"sampling {num_sampled} tokens": logits_bytes(model, num_sampled),
         "a slice of training": training_slice,
     }
     note = max(kinds, key=lambda kind: kinds[kind])
@@ -156,14 +172,19 @@ def working_row(model: ModelConfig, fmt: WeightFormat, scheduler: SchedulerConfi
 
 
 def training_rows(
-    model: ModelConfig, fmt: WeightFormat, scheduler: SchedulerConfig, training: Footprint | None, room: int
+    model: ModelConfig,
+    fmt: WeightFormat,
+    scheduler: SchedulerConfig,
+    num_sampled: int,
+    training: Footprint | None,
+    room: int,
 ) -> tuple[tuple[PlanRow, ...], int, int]:
     """(rows of activations, layers that are kept, of these whole): what fits, so that least is computed twice.
 
     Before a layer runs again, all compute their norms and gates again: a third of their bytes for 2 % of their time.
     """
     if training is None:
-        return _with_gaps((working_row(model, fmt, scheduler, 0),), fmt), 0, 0
+        return _with_gaps((working_row(model, fmt, scheduler, num_sampled, 0),), fmt), 0, 0
     num_layers = len(training.saved)
     choices = [(num_layers, num_whole) for num_whole in range(num_layers, -1, -1)]
     choices += [(num_kept, 0) for num_kept in range(num_layers - 1, -1, -1)]
@@ -171,7 +192,8 @@ def training_rows(
         kept = PlanRow(
             "training activations", training.resident(num_kept, num_whole), _kept_note(num_layers, num_kept, num_whole)
         )
-        rows = _with_gaps((kept, working_row(model, fmt, scheduler, training.slice(num_kept, num_whole))), fmt)
+        working = working_row(model, fmt, scheduler, num_sampled, training.slice(num_kept, num_whole))
+        rows = _with_gaps((kept, working), fmt)
         if sum(row.num_bytes for row in rows) <= room:
             break
     return rows, num_kept, num_whole

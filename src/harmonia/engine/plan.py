@@ -26,6 +26,12 @@ class BackboneKey(NamedTuple):
     path: str
     precision: str
     invariant: bool
+    draft: str | None = None
+    """Path of the model that proposes tokens."""
+
+    def suits(self, wanted: BackboneKey) -> bool:
+        """Whether an instance with that key may use this backbone: one that needs no draft ignores it."""
+        return self == wanted or (wanted.draft is None and self._replace(draft=None) == wanted)
 
 
 class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):

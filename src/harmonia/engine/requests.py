@@ -112,6 +112,10 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Seconds before the sequence first ran; on the first output."""
     prompt_scores: tuple[TokenScore, ...] = ()
     """On the first output, when asked for."""
+    num_drafted: int = 0
+    """Tokens that were proposed in this step."""
+    num_accepted: int = 0
+    """Of these, the ones that were right."""
     embedding: bytes = b""
     """float32, for `embed` requests."""
     values: bytes | None = None

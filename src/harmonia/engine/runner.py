@@ -5,7 +5,6 @@ Shapes: T tokens, R rows that sample, E features, V vocabulary, P tokens per blo
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harmonia.engine.backbone import Backbone
-from harmonia.engine.batch import Batch, Work
+from harmonia.engine.batch import Batch, Work, num_kept_places
+from harmonia.engine.cached import CachedDecoder
 from harmonia.engine.inputs import StepInputs, fetch, send
 from harmonia.engine.requests import TokenScore, TopLogprob, unpack_ids
 from harmonia.engine.sampler import Sampler
@@ -36,8 +36,9 @@ class Result(NamedTuple):
     """What one step brought for one sequence."""
 
     work: Work
-    token_id: int | None = None
-    score: TokenScore | None = None
+    token_ids: tuple[int, ...] = ()
+    """One, and one more for each proposal that was right."""
+    scores: tuple[TokenScore, ...] = ()
     embedding: bytes = b""
     prompt_scores: tuple[TokenScore, ...] = ()
     values: tuple[float, ...] = ()
@@ -66,6 +67,8 @@ class Launched:
 
     batch: Batch
     ids_R: Tensor
+    proposals: tuple[Tensor, ...]
+    """Of each pass of the draft, what it sampled."""
     scored: tuple[int, ...]
     """Rows of `batch.generating` whose log-probability was asked for."""
     scores: _Scores | None
@@ -79,37 +82,74 @@ class Launched:
         """Results of every sequence that gained something."""
         if self.done is not None:
             self.done.synchronize()
-        generated = zip(self.batch.generating, self.ids_R.tolist(), strict=True)
-        if not (self.scores or self.prompt_scores or self.embeddings or self.values):
-            return list(itertools.starmap(Result, generated))
+        ids = self.ids_R.tolist()
+        if not (self.batch.num_drafted or self.scores or self.prompt_scores or self.embeddings or self.values):
+            return [Result(work, (token_id,)) for work, token_id in zip(self.batch.generating, ids, strict=True)]
         prompt: dict[int, list[TokenScore]] = {}
         for work, scores in self.prompt_scores:
             prompt.setdefault(work.sequence.request.seq_id, []).extend(scores.read())
         scores_of = dict(zip(self.scored, self.scores.read(), strict=True)) if self.scores else {}
-        results = [
-            Result(work, token_id, scores_of.get(row), b"", tuple(prompt.pop(work.sequence.request.seq_id, ())))
-            for row, (work, token_id) in enumerate(generated)
-        ]
+        results, row = list[Result](), 0
+        for work, proposed in self._generated():
+            token_ids = agreed(ids[row : row + work.num_sampled], proposed)
+            scored = tuple(scores_of[place] for place in range(row, row + len(token_ids)) if place in scores_of)
+            first_scores = tuple(prompt.pop(work.sequence.request.seq_id, ()))
+            results.append(Result(work, token_ids, scored, prompt_scores=first_scores))
+            row += work.num_sampled
         results += [Result(work, embedding=row.numpy(force=True).tobytes()) for work, row in self.embeddings]
         results += [Result(work, values=tuple(values.tolist())) for work, values in self.values]
         by_id = {work.sequence.request.seq_id: work for work, _ in self.prompt_scores}
         return results + [Result(by_id[seq_id], prompt_scores=tuple(scores)) for seq_id, scores in prompt.items()]
 
+    def _generated(self) -> Iterator[tuple[Work, list[int]]]:
+        """Work that samples, in the order of its rows, with what was proposed to it."""
+        proposed: dict[int, list[int]] = {}
+        for batch, ids_R in zip(self.batch.drafting, self.proposals, strict=True):
+            for work, token_id in zip(batch.generating, ids_R.tolist(), strict=True):
+                proposed.setdefault(work.sequence.request.seq_id, []).append(token_id)
+        for work in self.batch.work:
+            if work.samples and work.sequence.generates:
+                known = work.sequence.tokens[work.start + 1 : work.start + 1 + work.num_drafted].tolist()
+                yield work, proposed.get(work.sequence.request.seq_id, known)
+
+
+def _fitted(logits_RV: Tensor, vocab_size: int) -> Tensor:
+    """Logits of the target's vocabulary: models of one tokenizer may pad it to other sizes."""
+    missing = vocab_size - logits_RV.shape[1]
+    return F.pad(logits_RV, (0, missing), value=-torch.inf) if missing > 0 else logits_RV[:, :vocab_size].contiguous()
+
+
+def agreed(sampled: list[int], proposed: list[int]) -> tuple[int, ...]:
+    """What was sampled up to the first proposal that is another token: the tokens that decoding one by one gives."""
+    for place, token_id in enumerate(proposed):
+        if sampled[place] != token_id:
+            return tuple(sampled[: place + 1])
+    return tuple(sampled)
+
 
 class Runner:
-    """One device: decoder, caches, and the last sampled id of every running slot."""
+    """One device: decoder, draft, caches, and the ids that were sampled last."""
 
     def __init__(self, backbone: Backbone) -> None:
         self.decoder = backbone.decoder
         self._device = backbone.device
-        self._model = CachedModel(backbone)
+        num_places = num_kept_places(backbone.plan.scheduler.max_running)
+        self._last_ids = torch.zeros(num_places, dtype=torch.int64, device=self._device)
         self._sampler = Sampler(self.decoder.config.vocab_size, self._device)
-        self._steps = GraphedSteps(self._model) if self._device.type == "cuda" else PlainSteps(self._model)
+        self._steps = self._steps_of(backbone)
+        self._draft = None if backbone.draft is None else backbone.draft.decoder
+        self._draft_steps = None if backbone.draft is None else self._steps_of(backbone.draft)
+
+    def _steps_of(self, cached: CachedDecoder) -> GraphedSteps | PlainSteps:
+        model = CachedModel(cached, self._last_ids, self.decoder.config.vocab_size)
+        return GraphedSteps(model) if self._device.type == "cuda" else PlainSteps(model)
 
     @torch.inference_mode()
     def prepare(self) -> None:
         """Compile and capture now what would otherwise delay the first requests."""
         self._steps.prepare()
+        if self._draft_steps is not None:
+            self._draft_steps.prepare()
         compile_together(self._draw, self._device)
         self._draw()
 
@@ -119,7 +159,7 @@ class Runner:
         for num_rows in self._steps.sizes:
             hidden_RE = torch.zeros(num_rows, size, dtype=fmt.dtype, device=self._device)
             ids_R = sample(self.decoder.logits(hidden_RE), SamplingTensors())
-            remember(self._model.last_ids, torch.zeros_like(ids_R, dtype=torch.int32), ids_R)
+            remember(self._last_ids, torch.zeros_like(ids_R, dtype=torch.int32), ids_R)
 
     def prepare_adapters(self) -> None:
         """The same for steps with adapters."""
@@ -128,12 +168,15 @@ class Runner:
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Launched:
         """Start a step; on a GPU this returns before the device is done."""
+        proposals = tuple(self._propose(item) for item in batch.drafting)
+        self._note_proposals(batch, proposals)
         inputs, hidden_TE = self._steps.run(batch)
         ids_R, scored, scores = self._sample(hidden_TE, inputs, batch)
         reading = [(work, first) for work, first in batch.starts() if work.sequence.reads_more]
         return Launched(
             batch=batch,
             ids_R=ids_R,
+            proposals=proposals,
             scored=scored,
             scores=scores,
             prompt_scores=self._prompt_scores(hidden_TE, reading),
@@ -145,6 +188,29 @@ class Runner:
             values=tuple(self._values(hidden_TE, reading)),
             done=self._now(),
         )
+
+    def _propose(self, batch: Batch) -> Tensor:
+        """One pass of the draft: the next proposal of each row that samples."""
+        assert self._draft is not None and self._draft_steps is not None, "the scheduler drafts where there is a draft"
+        inputs, hidden_TE = self._draft_steps.run(batch)
+        if not batch.generating:
+            return torch.empty(0, dtype=torch.int64)
+        logits_RV = self._draft.logits(hidden_TE if batch.is_decode else hidden_TE[inputs.sample_rows_R])
+        # The same draw as the target's: where the two agree on the probabilities, they agree on the token.
+        logits_RV = _fitted(logits_RV, self.decoder.config.vocab_size)
+        ids_R = self._sampler(logits_RV, batch.generating, drafts=True)
+        remember(self._last_ids, inputs.sample_slots_R, ids_R)
+        return fetch(ids_R)
+
+    def _note_proposals(self, batch: Batch, proposals: tuple[Tensor, ...]) -> None:
+        """Put proposals where penalties count tokens; waits for the device, and only if somebody has any."""
+        if not any(work.num_drafted and work.sequence.needs_history for work in batch.work):
+            return
+        if self._device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+        for place, (item, ids_R) in enumerate(zip(batch.drafting, proposals, strict=True)):
+            for work, token_id in zip(item.generating, ids_R.tolist(), strict=True):
+                work.sequence.tokens[work.sequence.num_tokens + place] = token_id
 
     def _now(self) -> torch.cuda.Event | None:
         if self._device.type == "cpu":
@@ -161,7 +227,7 @@ class Runner:
             return torch.empty(0, dtype=torch.int64), (), None
         logits_RV = self.decoder.logits(hidden_TE if batch.is_decode else hidden_TE[inputs.sample_rows_R])
         ids_R = self._sampler(logits_RV, generating)
-        remember(self._model.last_ids, inputs.sample_slots_R, ids_R)
+        remember(self._last_ids, inputs.sample_slots_R, ids_R)
         scored = tuple(row for row, work in enumerate(generating) if work.sequence.sampling.logprobs is not None)
         if not scored:
             return fetch(ids_R), scored, None

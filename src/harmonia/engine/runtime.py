@@ -34,7 +34,7 @@ from harmonia.engine.requests import (
 from harmonia.engine.stats import EngineStats
 from harmonia.errors import InvalidRequestError
 from harmonia.kernels.packed_attention_cuda import planning
-from harmonia.models.source import open_model
+from harmonia.models.source import ModelSource, open_model
 from harmonia.protocol.base import JsonObject
 from harmonia.protocol.instances import SpawnSpec
 
@@ -67,14 +67,16 @@ class Runtime:
         """
         runtime = Runtime(config)
         path = str(Path(model).resolve())
-        source = open_model(path)
-        plan = runtime._ledger.plan_served(source)
+        spec = SpawnSpec(path=path, draft=config.draft, num_draft_steps=config.num_draft_steps)
+        base, need = resolve_spawn(key, spec, config)
+        source, draft = open_model(path), _open_draft(base)
+        plan = runtime._ledger.plan_served(source, need, draft)
         plan.memory.require()
-        lane = Instances(Engine(Backbone.read(source, key, plan, progress)), path)
-        lane.add(key, SpawnSpec(path=path), InstanceNeed(name=key, mode="inference"))
+        lane = Instances(Engine(Backbone.read(source, key, plan, progress, draft)), path)
+        lane.add(key, spec, need)
         lane.is_permanent = True
         lane.engine.prepare()
-        runtime._lanes.add(lane, shared_as=BackboneKey(path, config.precision, config.invariant))
+        runtime._lanes.add(lane, shared_as=base)
         return runtime
 
     # --------------------------------------------------------------------------------------------- the loop
@@ -184,16 +186,14 @@ class Runtime:
         spawn = PendingSpawn(name, spec, need, answer, progress)
         lane = None if need.full else self._lanes.shared(base)
         if lane is not None:
-            value = self._place(lane, spawn)
-            progress(1.0)
-            answer.done(value)
+            answer.done(self._place(lane, spawn))
             return
         load = None if need.full else self._loader.find(base)
         if load is None:
-            source = open_model(base.path)
-            plan = self._ledger.plan_new(source.path, source, spec, need)
+            source, draft = open_model(base.path), _open_draft(base)
+            plan = self._ledger.plan_new(source.path, source, spec, need, draft)
             plan.memory.require()
-            load = self._loader.start(base, source, plan, own_name=name if need.full else None)
+            load = self._loader.start(base, source, plan, draft=draft, own_name=name if need.full else None)
         load.waiting.append(spawn)
 
     def plan_spawn(self, spec: SpawnSpec) -> JsonObject:
@@ -203,7 +203,7 @@ class Runtime:
         if lane is not None:
             return self._ledger.replan(lane, need, spec.kv_cache_len).memory.to_dict()
         source = open_model(base.path)
-        return self._ledger.plan_new(source.path, source, spec, need).memory.to_dict()
+        return self._ledger.plan_new(source.path, source, spec, need, _open_draft(base)).memory.to_dict()
 
     def clone(self, instance: str, name: str, answer: Answer) -> None:
         """A frozen snapshot of an instance, behind the calls before it."""
@@ -296,6 +296,7 @@ class Runtime:
         lane.engine.backbone.grow_cache(plan.num_blocks)
         lane.add(spawn.name, spawn.spec, spawn.need)
         lane.engine.adopt(plan)
+        spawn.progress(1.0)
         return self._spawned(lane, spawn.name)
 
     def _spawned(self, lane: Instances, name: str) -> JsonObject:
@@ -320,7 +321,6 @@ class Runtime:
             except Exception as error:  # noqa: BLE001 - one client's spawn must not take everyone's models down
                 spawn.answer.failed(as_harmonia_error(error))
             else:
-                spawn.progress(1.0)
                 spawn.answer.done(value)
         if not lane.needs:
             self._lanes.remove(lane)
@@ -354,3 +354,7 @@ def _spec_of_copy(lane: Instances, need: InstanceNeed) -> SpawnSpec:
         precision=plan.precision,
         invariant=plan.config.invariant,
     )
+
+
+def _open_draft(base: BackboneKey) -> ModelSource | None:
+    return None if base.draft is None else open_model(base.draft)

@@ -27,12 +27,12 @@ class Sampler:
         self._vocab_size = vocab_size
         self._device = device
 
-    def __call__(self, logits_RV: Tensor, rows: tuple[Work, ...]) -> Tensor:
-        """Next token of each row: ids_R, on the device."""
+    def __call__(self, logits_RV: Tensor, rows: tuple[Work, ...], *, drafts: bool = False) -> Tensor:
+        """Next token of each row: ids_R, on the device. A draft does without penalties, whose counts it would lack."""
         greedy = all(work.sequence.is_greedy for work in rows)
-        return sample(logits_RV, SamplingTensors() if greedy else self._tensors(rows))
+        return sample(logits_RV, SamplingTensors() if greedy else self._tensors(rows, drafts=drafts))
 
-    def _tensors(self, rows: tuple[Work, ...]) -> SamplingTensors:
+    def _tensors(self, rows: tuple[Work, ...], *, drafts: bool) -> SamplingTensors:
         params = [work.sequence.sampling for work in rows]
         temperatures = [settings.temperature if settings.temperature >= COLDEST else 0.0 for settings in params]
         random = any(temperatures)
@@ -44,7 +44,7 @@ class Sampler:
             min_p_R=self._optional([settings.min_p for settings in params], 0.0) if random else None,
             bias=self._bias(params),
             banned=self._banned(rows),
-            penalties=self._penalties(rows),
+            penalties=None if drafts else self._penalties(rows),
             masks=self._masks(rows),
         )
 
@@ -84,10 +84,11 @@ class Sampler:
         chosen = [row for row, work in enumerate(rows) if work.sequence.needs_history]
         if not chosen:
             return None
-        sequences = [rows[row].sequence for row in chosen]
-        params = [sequence.sampling for sequence in sequences]
-        answers = [self._counts(item.tokens[item.num_prompt : item.num_tokens]) for item in sequences]
-        everything = [self._counts(item.tokens[: item.num_tokens]) for item in sequences]
+        # Up to the row's own token, be it a proposal.
+        before = [(rows[row].sequence, rows[row].start + rows[row].count) for row in chosen]
+        params = [sequence.sampling for sequence, _ in before]
+        answers = [self._counts(item.tokens[item.num_prompt : stop]) for item, stop in before]
+        everything = [self._counts(item.tokens[:stop]) for item, stop in before]
         return Penalties(
             rows_P=self._ints(chosen),
             answer_counts_PV=self._put(np.stack(answers).astype(np.float32)),

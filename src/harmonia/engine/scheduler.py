@@ -11,12 +11,14 @@ from __future__ import annotations
 import bisect
 import heapq
 import time
+from dataclasses import replace
 
 import numpy as np
 
 from harmonia.cache import BlockPool, SessionTable
 from harmonia.config import SchedulerConfig
 from harmonia.engine.batch import Batch, Work, build_batch
+from harmonia.engine.drafting import DraftScheduler
 from harmonia.engine.sequence import Sequence, State
 from harmonia.errors import OverloadedError
 
@@ -43,6 +45,7 @@ class Scheduler:
         *,
         max_seq_len: int,
         prefix_caching: bool,
+        drafts: DraftScheduler,
     ) -> None:
         assert config.max_batch_tokens is not None and config.max_prefill_tokens is not None, "the plan resolves them"
         self.pool = pool
@@ -58,6 +61,7 @@ class Scheduler:
         self._budget = config.max_batch_tokens
         self._prefill_budget = config.max_prefill_tokens
         self._prefix_caching = prefix_caching
+        self._drafts = drafts
         self._block_table = np.zeros((config.max_running, -(-max_seq_len // pool.block_size)), dtype=np.int32)
         self._free_slots = list(range(config.max_running - 1, -1, -1))
         self._pending: dict[bytes, Sequence] = {}
@@ -74,6 +78,7 @@ class Scheduler:
                 retry_after_s=1.0,
             )
         bisect.insort(self.waiting, sequence, key=_arrival)
+        self._drafts.add(sequence)
         deadline = sequence.request.ttft_deadline_s
         if deadline is not None:
             heapq.heappush(self._deadlines, (deadline, sequence.request.seq_id, sequence))
@@ -101,6 +106,7 @@ class Scheduler:
             self._vacate(sequence)
         else:
             self.waiting.remove(sequence)
+        self._drafts.remove(sequence)
         sequence.state = State.FINISHED
 
     def publish(self, work: Work) -> None:
@@ -114,6 +120,7 @@ class Scheduler:
         sequence.extend_chain(self.pool.block_size)
         for index in range(sequence.num_published, num_full):
             self.pool.publish(sequence.blocks[index], sequence.chain[index])
+            self._drafts.publish(sequence, index)
             self._unpend(sequence, index)
         sequence.num_published = num_full
 
@@ -127,15 +134,26 @@ class Scheduler:
             if not sequence.is_blocked:
                 (decodes if sequence.num_remaining == 1 else prefills).append(sequence)
         num_preemptions = self.num_preemptions
-        work, _ = self._continue_each(decodes, self._budget)
+        self._drafts.begin(decodes)
+        work, budget = self._continue_each(decodes, self._budget)
         # While others generate, a long prompt must not stall them.
-        budget = min(self._budget - len(work), self._prefill_budget) if work else self._budget
+        budget = min(budget, self._prefill_budget) if work else self._budget
         chunks, budget = self._continue_each(prefills, budget)
         work += chunks
         if num_preemptions != self.num_preemptions:
             work = [item for item in work if self._still_holds(item)]
         self._admit(work, budget)
-        return build_batch(work, self._block_table, self.pool.block_size) if work else None
+        if not work:
+            return None
+        batch = build_batch(work, self._block_table, self.pool.block_size)
+        if not self._drafts.num_steps:
+            return batch
+        passes = self._drafts.passes(work)
+        drafting = (
+            build_batch(item, self._block_table, self.pool.block_size, keep_as=place)
+            for place, item in enumerate(passes, start=1)
+        )
+        return replace(batch, num_draft_steps=self._drafts.num_steps, drafting=tuple(drafting))
 
     def _continue_each(self, sequences: list[Sequence], budget: int) -> tuple[list[Work], int]:
         """What they do in this step, and the budget that is left."""
@@ -154,20 +172,28 @@ class Scheduler:
         """False for work of a sequence that was preempted later in the same step."""
         if item.sequence.epoch == item.epoch:
             return True
-        item.sequence.num_sampling -= item.samples
+        item.sequence.num_sampling -= item.num_sampled
         return False
 
     def _continue(self, sequence: Sequence, budget: int) -> Work | None:
         if sequence.state is not State.RUNNING:
             return None  # preempted for an older one in this very step
-        count = min(sequence.num_remaining, budget)
+        num_drafted = self._num_drafted(sequence, budget - 1) if self._drafts.num_steps else 0
+        count = min(sequence.num_remaining, budget) + num_drafted
         needed = self._blocks_needed(sequence, count)
         while needed and needed > self.pool.num_available:
             victim = self._victim()
             self._preempt(victim)
             if victim is sequence:
                 return None
-        return self._take(sequence, count, needed)
+        return self._take(sequence, count, needed, num_drafted)
+
+    def _num_drafted(self, sequence: Sequence, room: int) -> int:
+        """Proposals for a sequence: they must neither crowd out prompts' chunks nor cost anybody's blocks."""
+        if sequence.num_remaining != 1:
+            return 0
+        num_drafted = self._drafts.propose(sequence, room)
+        return num_drafted if self._blocks_needed(sequence, 1 + num_drafted) <= self.pool.num_available else 0
 
     def _victim(self) -> Sequence:
         """The newest sequence, one that is paused before one that runs."""
@@ -243,6 +269,7 @@ class Scheduler:
         sequence.slot = self._free_slots.pop()
         sequence.blocks = hits
         sequence.num_computed = len(hits) * size
+        sequence.num_draft_computed = self._drafts.num_hits(hits) * size
         sequence.num_published = len(hits)
         self._block_table[sequence.slot, : len(hits)] = hits
         bisect.insort(self.running, sequence, key=_arrival)
@@ -253,18 +280,18 @@ class Scheduler:
             self.num_prefix_hits += sequence.num_computed
             self.num_prefix_queries += sequence.num_prompt
 
-    def _take(self, sequence: Sequence, count: int, num_blocks: int) -> Work:
+    def _take(self, sequence: Sequence, count: int, num_blocks: int, num_drafted: int = 0) -> Work:
         """Give a running sequence the blocks that its next `count` tokens need and count them as computed."""
         if num_blocks:
             have = len(sequence.blocks)
             sequence.blocks += self.pool.allocate(num_blocks)
             self._block_table[sequence.slot, have : have + num_blocks] = sequence.blocks[have:]
         start = sequence.num_computed
-        samples = count == sequence.num_remaining
+        samples = count - num_drafted == sequence.num_remaining
         sequence.num_computed += count
         if samples:
-            sequence.num_sampling += 1
-        return Work(sequence, start, count, sequence.epoch, samples)
+            sequence.num_sampling += 1 + num_drafted
+        return Work(sequence, start, count, sequence.epoch, samples, num_drafted)
 
     def _blocks_needed(self, sequence: Sequence, count: int) -> int:
         num_blocks = -(-(sequence.num_computed + count) // self.pool.block_size)

@@ -10,11 +10,20 @@ import numpy as np
 
 from harmonia.cache import extend_chain
 from harmonia.engine.requests import SequenceRequest, TokenScore, unpack_ids
+from harmonia.protocol import instances
 from harmonia.protocol.sampling import SamplingParams
 from harmonia.train.scalar_head import ScalarHead
 
 COLDEST = 1e-5
 """Colder is greedy: dividing logits by less overflows fp32, and the best token is all but certain anyway."""
+
+
+class Drafter(Enum):
+    """Who proposes tokens."""
+
+    MODEL = "model"
+    NGRAM = instances.NGRAM
+    """What followed the last tokens when they stood in the prompt or the answer before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,10 @@ class Instance:
     lineage: str | None = None
     """What tells this adapter from others that bear or bore its name; None without an adapter."""
     is_snapshot: bool = False
+    drafter: Drafter | None = None
+    """Who proposes its tokens."""
+    num_draft_steps: int = 0
+    """Tokens that are proposed at a time, at most."""
 
     @property
     def is_adapter(self) -> bool:
@@ -79,6 +92,8 @@ class Sequence:
     epoch: int = 0
     """Counts preemptions; results of an earlier epoch must not publish blocks."""
     num_computed: int = 0
+    num_draft_computed: int = 0
+    """Tokens that the draft's cache holds; it may stay behind."""
     num_sampling: int = 0
     blocks: list[int] = field(default_factory=list)
     chain: list[bytes] = field(default_factory=list)
@@ -153,6 +168,13 @@ class Sequence:
         return self.request.constrained and self.num_generated + self.num_sampling not in self.masks
 
     @property
+    def max_draft_steps(self) -> int:
+        """Tokens that may be proposed for it now: a grammar's mask is known for the next one only."""
+        if self.request.constrained or not self.generates:
+            return 0
+        return min(self.instance.num_draft_steps, self.max_total - self.num_tokens - 1)
+
+    @property
     def awaits_first_token(self) -> bool:
         """Nothing was generated yet."""
         return self.num_tokens == self.num_prompt
@@ -187,7 +209,7 @@ class Sequence:
         blocks, self.blocks = self.blocks, []
         self.state, self.slot = State.WAITING, -1
         self.epoch += 1
-        self.num_computed = self.num_published = 0
+        self.num_computed = self.num_draft_computed = self.num_published = 0
         if self.awaits_first_token:
             self.prompt_scores.clear()
             self.values.clear()

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from harmonia.engine.backbone import Backbone
 from harmonia.engine.batch import Batch
+from harmonia.engine.cached import CachedDecoder
 from harmonia.engine.graph_plan import captures, graph_sizes
 from harmonia.engine.inputs import DeviceInputs, HostInputs, StepInputs
 from harmonia.kernels import gpu
@@ -25,6 +25,7 @@ from harmonia.kernels.feed import fed_ids
 from harmonia.kernels.lora import LoraBatch
 from harmonia.kernels.pages import PagedLayout
 from harmonia.layers.forward import Forward, PagedAttention
+from harmonia.protocol.instances import MAX_DRAFT_STEPS
 
 _PROMPTS = (48, 320, 2040)
 """Tokens of prompts that do nothing but compile kernels: others take few, more and many of them. Without places in the
@@ -32,19 +33,23 @@ cache, which cuDNN reads from 2048 on."""
 
 
 class CachedModel:
-    """A decoder with its cache, and the last sampled id of every running slot."""
+    """A decoder with its cache, and the ids that were sampled last: see `kept_places`."""
 
-    def __init__(self, backbone: Backbone) -> None:
-        self.backbone = backbone
-        self.decoder = backbone.decoder
-        self.last_ids = torch.zeros(backbone.plan.scheduler.max_running, dtype=torch.int64, device=backbone.device)
+    def __init__(self, cached: CachedDecoder, last_ids: Tensor, vocab_size: int) -> None:
+        """vocab_size: of the ids that come; those that the decoder does not have stand for its last one."""
+        self.cached = cached
+        self.decoder = cached.decoder
+        self.last_ids = last_ids
+        self._is_smaller = cached.decoder.config.vocab_size < vocab_size
 
     def __call__(
         self, inputs: StepInputs, layout: PagedLayout, adapters: LoraBatch | None, *, fed: bool = True
     ) -> Tensor:
         """Final-norm hidden states of every token: hidden_TE. `fed`: some ids are those that the last step sampled."""
         ids_T = fed_ids(inputs.token_ids_T, inputs.fed_slots_T, self.last_ids) if fed else inputs.token_ids_T.long()
-        return self.decoder(ids_T, Forward(inputs.positions_T, PagedAttention(self.backbone.caches, layout), adapters))
+        if self._is_smaller:
+            ids_T = ids_T.clamp(max=self.decoder.config.vocab_size - 1)
+        return self.decoder(ids_T, Forward(inputs.positions_T, PagedAttention(self.cached.caches, layout), adapters))
 
     def layout(self, inputs: StepInputs, batch: Batch | None, num_decodes: int) -> PagedLayout:
         """Where the tokens stand in the cache; without a batch, lengths are known to the device only."""
@@ -54,7 +59,7 @@ class CachedModel:
             block_starts_S=inputs.block_starts_S,
             context_lens_S=inputs.context_lens_S,
             query_starts_S1=inputs.query_starts_S1,
-            query_lens=() if batch is None else tuple(work.count for work in batch.work),
+            query_lens=() if batch is None else tuple(row.count for row in batch.rows),
             context_lens=() if batch is None else tuple(batch.context_lens_S.tolist()),
             num_decodes=num_decodes,
             invariant=self.decoder.fmt.invariant,
@@ -101,20 +106,21 @@ class GraphedSteps:
     """Decode steps as captured graphs, the others operation by operation."""
 
     def __init__(self, model: CachedModel) -> None:
-        plan = model.backbone.plan
+        plan = model.cached.plan
         scheduler, config = plan.scheduler, plan.config
         assert scheduler.max_batch_tokens is not None, "the plan resolves it"
         self._model = model
-        self._device = model.backbone.device
+        self._device = model.cached.device
         self._longest = min(scheduler.max_batch_tokens, plan.max_seq_len)
         max_blocks = -(-plan.max_seq_len // config.cache.block_size)
-        self._inputs = DeviceInputs(scheduler.max_batch_tokens, scheduler.max_running, max_blocks, self._device)
+        max_rows = scheduler.max_running * (1 + MAX_DRAFT_STEPS)
+        self._inputs = DeviceInputs(scheduler.max_batch_tokens, max_rows, max_blocks, self._device)
         capturable = captures(model.decoder.config, config, self._device.type) and gpu.has_triton()
         self._sizes = graph_sizes(scheduler.max_running) if capturable else []
         self._captured: dict[_Shape, _Captured] = {}
         self._pool: Any = None
         self._stream: torch.cuda.Stream | None = None
-        self._places, self._bank = model.backbone.places, model.backbone.bank.generation
+        self._places, self._bank = model.cached.places, model.cached.adapters_generation
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -173,12 +179,12 @@ class GraphedSteps:
 
     def _forget_moved(self) -> None:
         """Drop graphs that read what stands elsewhere by now."""
-        backbone = self._model.backbone
-        if self._places != backbone.places:
-            self._captured, self._pool, self._places = {}, None, backbone.places
-        if self._bank != backbone.bank.generation:
+        cached = self._model.cached
+        if self._places != cached.places:
+            self._captured, self._pool, self._places = {}, None, cached.places
+        if self._bank != cached.adapters_generation:
             self._captured = {shape: graph for shape, graph in self._captured.items() if not shape.adapted}
-            self._pool, self._bank = self._pool if self._captured else None, backbone.bank.generation
+            self._pool, self._bank = self._pool if self._captured else None, cached.adapters_generation
 
     @torch.inference_mode()
     def _capture(self, shape: _Shape) -> _Captured:

@@ -17,6 +17,11 @@ from harmonia.protocol.threads import ThreadData, TokenThreadData
 
 SCHEME = "model_registry://"
 """How the addresses of saved models begin; the key follows."""
+NGRAM = "ngram"
+"""As a draft: look up in the conversation what to propose."""
+DEFAULT_DRAFT_STEPS = 4
+MAX_DRAFT_STEPS = 8
+"""Tokens that may be proposed at a time."""
 
 # ---------------------------------------------------------------------------------------------- client to worker
 
@@ -71,9 +76,10 @@ class SpawnSpec(Message, frozen=True, kw_only=True):
     tp: int = 1
     """Devices that the model is spread over."""
     draft: str | None = None
-    """Path of a smaller model that proposes tokens; its tokenizer must be the same."""
+    """Path of a smaller model that proposes tokens, whose tokenizer must be the same; or `ngram`: what followed the
+    last tokens when they stood in the prompt or the answer before. Answers are the same with and without."""
     num_draft_steps: int | None = None
-    """Tokens that the draft proposes at a time."""
+    """Tokens that are proposed at a time, at most; None: 4. Fewer are proposed where more would not pay."""
 
 
 class Spawn(Message, frozen=True, kw_only=True):

@@ -208,6 +208,10 @@ class Usage(_Message, frozen=True, kw_only=True):
     completion_tokens: int
     cached_tokens: int = 0
     """Prompt tokens taken from the cache."""
+    drafted_tokens: int = 0
+    """Tokens that a draft proposed."""
+    accepted_tokens: int = 0
+    """Of these, the ones that were right."""
 
 
 class Delta(_Message, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from harmonia.models.adaptive_info import AdaptiveInfo, read_info
 from harmonia.models.registry import ModelRegistry
 from harmonia.models.source import adapter_base, open_model
 from harmonia.models.tokenizer import load_tokenizer, tokenizer_difference
-from harmonia.protocol.instances import DescribeModel, ModelDescription
+from harmonia.protocol.instances import NGRAM, DescribeModel, ModelDescription
 
 
 class Catalogue:
@@ -35,8 +35,10 @@ class Catalogue:
             defaults=info.defaults,
         )
 
-    def check_draft(self, target: str, draft: str) -> None:
-        """TokenizerMismatchError unless a draft model has the tokenizer of the model for which it is to draft."""
+    def draft(self, target: str, draft: str | None) -> str | None:
+        """The path of a draft model; TokenizerMismatchError unless it has the tokenizer of its target."""
+        if draft is None or draft == NGRAM:
+            return draft
         target_path, draft_path = self._registry.resolve(target), self._registry.resolve(draft)
         if self._base(draft_path) is not None:
             raise InvalidRequestError(
@@ -49,6 +51,7 @@ class Catalogue:
                 f"the draft {draft} has another tokenizer than {target}: {difference}; give a draft of the same family",
                 field="with_draft",
             )
+        return str(draft_path)
 
     def _base(self, path: Path) -> Path | None:
         base = adapter_base(path)

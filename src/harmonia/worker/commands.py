@@ -152,12 +152,8 @@ class Commands:
     async def _resolved(self, spec: SpawnSpec) -> SpawnSpec:
         path = await asyncio.to_thread(self._registry.resolve, spec.path)
         spec = msgspec.structs.replace(spec, path=str(path))
-        if spec.draft is not None:
-            await asyncio.to_thread(self._catalogue.check_draft, spec.path, spec.draft)
-            _log.warning(
-                "%s: the draft %s is accepted and not used yet: answers are the same, and no faster", path, spec.draft
-            )
-        return spec
+        draft = await asyncio.to_thread(self._catalogue.draft, spec.path, spec.draft)
+        return msgspec.structs.replace(spec, draft=draft)
 
     # ---------------------------------------------------------------------------------------- on one instance
 

@@ -18,6 +18,7 @@ from harmonia.errors import HarmoniaError, UnavailableError, WorkerLostError
 from harmonia.models.registry import ModelRegistry
 from harmonia.models.tokenizer import ModelTokenizer
 from harmonia.worker.bases import open_base
+from harmonia.worker.catalogue import Catalogue
 from harmonia.worker.connection import Connection
 from harmonia.worker.listen import Listeners
 from harmonia.worker.process import DEVICE_COMMAND, Device
@@ -74,10 +75,13 @@ async def _serve(config: WorkerConfig, device_command: Sequence[str]) -> int:
 
 
 def _with_real_paths(config: WorkerConfig) -> WorkerConfig:
-    """Adapters of the registry by their folders."""
+    """Adapters and draft of the registry by their folders; refuses a draft that reads other tokens."""
     registry = ModelRegistry(config.registry_folder())
     adapters = (AdapterSource(key=item.key, path=str(registry.resolve(item.path))) for item in config.adapters)
-    return msgspec.structs.replace(config, adapters=tuple(adapters))
+    engine = config.engine
+    if config.model is not None:
+        engine = msgspec.structs.replace(engine, draft=Catalogue(registry).draft(config.model, engine.draft))
+    return msgspec.structs.replace(config, adapters=tuple(adapters), engine=engine)
 
 
 async def _until(stop: asyncio.Event, loading: asyncio.Task[WorkerService]) -> WorkerService | None:

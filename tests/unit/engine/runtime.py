@@ -111,7 +111,8 @@ class Bench:
 
     def begin(self, name: str, prompt: Sequence[int], max_tokens: int = 6, **sampling: object) -> int:
         seq_id = next(self._seq_ids)
-        params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, **sampling)  # type: ignore[arg-type]
+        settings = {"temperature": 0.0, "ignore_eos": True, **sampling}
+        params = SamplingParams(max_tokens=max_tokens, **settings)  # type: ignore[arg-type]
         request = SequenceRequest(
             seq_id=seq_id, model=name, token_ids=pack_ids(tuple(prompt)), sampling=params, arrival_s=time.monotonic()
         )

@@ -11,7 +11,7 @@ import msgspec
 
 from harmonia.protocol.client import Event
 from harmonia.protocol.messages import Delta, Finished, Generate, TokenLogprob, ToolCall
-from harmonia.server.rest.schemas.fields import PromptTokensDetails, UsageReport
+from harmonia.server.rest.schemas.fields import CompletionTokensDetails, PromptTokensDetails, UsageReport
 
 DeltaMap = Callable[[Delta], Delta]
 
@@ -99,7 +99,7 @@ class Gathered:
         self.answers = [Answer() for _ in head.completion_ids]
         self.timings_ms: dict[str, float] = {}
         """`queue`, `ttft` and `total` of the request that took longest."""
-        self._prompt = self._completion = self._cached = 0
+        self._prompt = self._completion = self._cached = self._drafted = self._accepted = 0
 
     def add(self, delta: Delta) -> None:
         """Append a delta to its answer."""
@@ -110,6 +110,8 @@ class Gathered:
         self._prompt += event.usage.prompt_tokens
         self._completion += event.usage.completion_tokens
         self._cached += event.usage.cached_tokens
+        self._drafted += event.usage.drafted_tokens
+        self._accepted += event.usage.accepted_tokens
         for name, value in event.timings_ms.items():
             self.timings_ms[name] = max(value, self.timings_ms.get(name, 0.0))
 
@@ -121,6 +123,13 @@ class Gathered:
             completion_tokens=self._completion,
             total_tokens=self._prompt + self._completion,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=self._cached),
+            completion_tokens_details=self._predictions if self._drafted else None,
+        )
+
+    @property
+    def _predictions(self) -> CompletionTokensDetails:
+        return CompletionTokensDetails(
+            accepted_prediction_tokens=self._accepted, rejected_prediction_tokens=self._drafted - self._accepted
         )
 
 

@@ -33,6 +33,8 @@ _HELP = {
     "generated_tokens": "Tokens generated",
     "prompt_tokens": "Prompt tokens of started requests",
     "cached_tokens": "Prompt tokens taken from the cache",
+    "drafted_tokens": "Tokens that a draft proposed",
+    "accepted_tokens": "Proposed tokens that were right",
     "ttft_timeouts": "Requests given up because their first token was late",
     "ttft_seconds": "Time to the first token, queue included",
     "inter_token_seconds": "Time between two tokens of one answer",

@@ -110,6 +110,14 @@ class PromptTokensDetails(ResponseModel, kw_only=True, omit_defaults=False):
     """Prompt tokens taken from the cache instead of being computed."""
 
 
+class CompletionTokensDetails(ResponseModel, kw_only=True, omit_defaults=False):
+    """Tokens that a draft proposed."""
+
+    accepted_prediction_tokens: int = 0
+    """Those that were right, and so are part of the answer."""
+    rejected_prediction_tokens: int = 0
+
+
 class UsageReport(ResponseModel, kw_only=True):
     """Token counts of a request."""
 
@@ -117,6 +125,8 @@ class UsageReport(ResponseModel, kw_only=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
+    """Where the model has a draft."""
 
 
 class ErrorBody(ResponseModel, kw_only=True, omit_defaults=False):
