@@ -24,11 +24,14 @@ _CATCH_UP_TOKENS = 512
 class DraftScheduler:
     """The share of proposals in scheduling."""
 
-    def __init__(self, speculation: Speculation, pool: BlockPool, draft_len: int) -> None:
-        """draft_len: positions that the draft knows; 0 without one."""
+    def __init__(self, speculation: Speculation, pool: BlockPool, *, draft_len: int, max_tokens: int) -> None:
+        """draft_len: positions that the draft knows; 0 without one. max_tokens: of one pass of it."""
         self._speculation = speculation
         self._pool = pool
         self._draft_len = draft_len
+        self._max_tokens = max_tokens
+        self._room = max_tokens
+        """Tokens that the draft may still take in, in the step that is being put together."""
         self._num_sequences = 0
         """Queued or running ones with a draft."""
         self._num_steps = speculation.max_steps
@@ -55,6 +58,7 @@ class DraftScheduler:
 
     def begin(self, decodes: Items[Sequence]) -> None:
         """A step with these decodes is being put together."""
+        self._room = self._max_tokens
         if self._num_sequences and decodes:
             num_drafting = sum(sequence.instance.drafter is not None for sequence in decodes)
             self._num_steps = self._speculation.num_steps(len(decodes), num_drafting / len(decodes))
@@ -65,8 +69,11 @@ class DraftScheduler:
         if num_steps <= 0 or sequence.num_sampling:
             return 0
         if sequence.instance.drafter is Drafter.MODEL:
-            is_near = sequence.num_tokens - sequence.num_draft_computed <= _CATCH_UP_TOKENS
-            return max(0, min(num_steps, self._draft_len + 1 - sequence.num_tokens)) if is_near else 0
+            num_missing = sequence.num_tokens - sequence.num_draft_computed
+            if num_missing > min(_CATCH_UP_TOKENS, self._room) or sequence.num_tokens > self._draft_len:
+                return 0
+            self._room -= num_missing
+            return min(num_steps, self._draft_len + 1 - sequence.num_tokens)
         known = sequence.num_tokens
         found = look_up(sequence.tokens[:known], num_steps)
         sequence.tokens[known : known + len(found)] = found
@@ -99,11 +106,14 @@ class DraftScheduler:
         """The tokens of a sequence that the draft lacks, all of them where it then proposes."""
         sequence, first = item.sequence, item.sequence.num_draft_computed
         stop = item.start + item.count - item.num_drafted
-        count = stop - first if item.num_drafted else min(stop - first, max(item.count, _CATCH_UP_TOKENS))
-        # What is sampled in this very step is not known yet.
-        count = min(count, sequence.num_tokens - first, self._draft_len - first)
-        if count <= 0:
-            return None
+        count = stop - first
+        if not item.num_drafted:
+            # What is sampled in this very step is not known yet.
+            known = min(sequence.num_tokens, self._draft_len) - first
+            count = min(count, max(item.count, _CATCH_UP_TOKENS), known, self._room)
+            if count <= 0:
+                return None
+            self._room -= count
         sequence.num_draft_computed += count
         return Work(sequence, first, count, item.epoch, samples=item.num_drafted > 0)
 

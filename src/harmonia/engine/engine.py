@@ -47,7 +47,10 @@ class Engine:
         self.training = Training(backbone.decoder)
         self._speculation = Speculation(MAX_DRAFT_STEPS)
         draft_len = 0 if backbone.draft is None else backbone.draft.decoder.config.max_seq_len
-        self._drafts = DraftScheduler(self._speculation, backbone.pool, draft_len)
+        assert plan.scheduler.max_batch_tokens is not None, "the plan resolves it"
+        self._drafts = DraftScheduler(
+            self._speculation, backbone.pool, draft_len=draft_len, max_tokens=plan.scheduler.max_batch_tokens
+        )
         self._scheduler = Scheduler(
             plan.scheduler,
             backbone.pool,
