@@ -162,8 +162,7 @@ def test_it_talks_teaches_deploys_compares_draws_and_serves_on(roomy: Path, tmp_
         said = " ".join(shown.split())
         assert said.count("tokens/s") == 2
         assert re.search(r"[1-9]\d* of \d+ prompt tokens came from the cache", said.split("Which river")[1])
-        assert re.search(r"\d+ answers were given by the base while it learned", said)
-        assert re.search(r"barista [│|] 24 [│|] 24 [│|] \d+%", said), "interactions and feedback"
+        assert re.search(r"barista [│|] 24 [│|] 24 [│|] (100|\d\d?)%", said), "interactions and feedback"
         assert picture.read_bytes().startswith(b"\x89PNG")
         url, api_key, job = re.search(
             r'base_url="(http://[^"]+)/v1", api_key="(hk-[^"]+)".* job (\S+) --logs', said

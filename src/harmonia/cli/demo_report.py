@@ -70,12 +70,12 @@ def print_side_by_side(
     console.print(table)
 
 
-def print_kept(console: Console, groups: Sequence[InteractionGroup]) -> None:
-    """What the server keeps of the answers, and of the feedback on them."""
+def print_kept(console: Console, groups: Sequence[InteractionGroup], metric: str) -> None:
+    """What the server keeps of the answers, and of the feedback on them in a metric."""
     console.print("\nThe server keeps every answer, and feedback on it: whether an order was answered to the letter.\n")
-    table = Table("model", "interactions", "feedback", "right")
+    table = Table("model", "interactions", "feedback", metric)
     for group in groups:
-        scores = group.direct_scores_stats[0] if group.direct_scores_stats else None
+        scores = next((stats for stats in group.direct_scores_stats if stats.metric.key == metric), None)
         share = "" if scores is None or scores.average is None else f"{scores.average:.0%}"
         table.add_row(escape(str(group.key)), str(group.count), "" if scores is None else str(scores.scores), share)
     console.print(table)

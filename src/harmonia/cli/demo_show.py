@@ -212,7 +212,7 @@ class Show:
             for row, turn in zip(self.lesson.held_out, turns, strict=True):
                 await adaptive.feedback.log_metric(row.is_answered_by(turn.text), turn.completion_id, METRIC)
         kept = await adaptive.interactions.list_grouped("model")
-        report.print_kept(self.console, kept.nodes)
+        report.print_kept(self.console, kept.nodes, METRIC)
         report.print_unseen(self.console, self.lesson.held_out, [turn.text for turn in after])
 
     def invite(self, plane: up.Plane, is_kept: bool) -> None:
