@@ -156,12 +156,14 @@ def test_a_picture_that_cannot_be_drawn_is_named_before_anything_starts() -> Non
 
 def test_it_talks_teaches_deploys_compares_draws_and_serves_on(roomy: Path, tmp_path: Path) -> None:
     picture, elsewhere = tmp_path / "new" / "loss.png", tmp_path / "precious.db"
-    options = ("--port", "0", "--model", str(roomy), "--rows", "16", "--picture", str(picture))
+    options = ("--port", "0", "--model", str(roomy), "--rows", "256", "--picture", str(picture))
     with running(tmp_path, *options, ADAPTIVE_DB__URL=f"sqlite:///{elsewhere}") as process:
         shown = heard(process, "Ctrl-C ends it")
         said = " ".join(shown.split())
         assert said.count("tokens/s") == 2
         assert re.search(r"[1-9]\d* of \d+ prompt tokens came from the cache", said.split("Which river")[1])
+        assert re.search(r"step \d+ ", said), "an answer of the adapter while it learns"
+        assert re.search(r"\d+ answers were given by the base while it learned", said)
         assert re.search(r"barista [│|] 24 [│|] 24 [│|] (100|\d\d?)%", said), "interactions and feedback"
         assert picture.read_bytes().startswith(b"\x89PNG")
         url, api_key, job = re.search(
