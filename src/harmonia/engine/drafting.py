@@ -44,6 +44,11 @@ class DraftScheduler:
         return self._num_sequences > 0 and self._num_steps > 0
 
     @property
+    def has_sequences(self) -> bool:
+        """Some sequence has a draft, whether tokens are proposed at present or not."""
+        return self._num_sequences > 0
+
+    @property
     def num_steps(self) -> int:
         """Proposals for each sequence with a draft in the step that is being put together."""
         return self._num_steps if self._num_sequences else 0

@@ -124,7 +124,7 @@ class Engine:
         for work in batch.work:
             self._scheduler.publish(work)
         now = time.monotonic()
-        if batch.num_decodes == len(batch.rows):
+        if self._drafts.has_sequences and batch.num_decodes == len(batch.rows):
             seconds = now - max(started_s, self._last_finished_s)
             self._speculation.observe(len(batch.work), batch.num_draft_steps, seconds)
         self._last_finished_s = now
