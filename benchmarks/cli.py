@@ -8,25 +8,23 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 from benchmarks.arguments import parser
+from benchmarks.checks import at_least, existing
 from benchmarks.compare import compare
-from benchmarks.control import Crowd, control
 from benchmarks.engines import engine_spec
 from benchmarks.errors import BenchmarkError
 from benchmarks.idle import idle
 from benchmarks.machine import Record, describe
 from benchmarks.memory import installed_smollm2, memory
-from benchmarks.overhead import Work, overhead
 from benchmarks.own import own
 from benchmarks.peers.training import TrainingJob
 from benchmarks.process import Start, environment_of
 from benchmarks.report import emit
 from benchmarks.serve import serve
 from benchmarks.streamed import streamed
-from benchmarks.tiny import VOCABULARY, write_talking, write_tiny
+from benchmarks.tiny import VOCABULARY, write_tiny
 from benchmarks.train import Peer, Samples, train
 from benchmarks.work import FIRST_TOKEN_ID, Draw, shapes
 
@@ -34,8 +32,6 @@ __all__ = ["main", "parser"]
 
 LR = 1e-4
 MAX_GRAD_NORM = 1.0
-REQUESTS, TINY_REQUESTS = 8, 192
-"""Chats of a turn, at least."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -67,13 +63,9 @@ def records(options: argparse.Namespace) -> Iterator[Record]:
             machine = describe(options.threads, options.device)
             yield from (record | {"machine": machine} for record in made)
         case "control":
-            with ExitStack() as stack:
-                crowd, chats = _crowd(options), list(_chats(options, stack))
-                machine = describe(options.threads, options.device)
-                if "checks" in options.only:
-                    yield from control(options.database, crowd, machine)
-                for model, work in chats:
-                    yield from overhead(options.database, model, work, machine)
+            from benchmarks.control_command import control_records  # needs a database, which many a GPU's machine lacks
+
+            yield from control_records(options)
         case _:
             with ExitStack() as stack:
                 made = _training(options, stack)
@@ -105,32 +97,32 @@ def _serving(options: argparse.Namespace) -> Iterator[Record]:
     own_engine = engine_spec(options.engine, options.model, options.precision, options.python, options.threads)
     match options.command:
         case "serve":
-            _at_least("--repeat", options.repeat)
+            at_least("--repeat", options.repeat)
             yield from serve(own_engine, start, options.repeat, describe(options.threads, options.device))
         case "compare":
-            _at_least("--pairs", options.pairs)
+            at_least("--pairs", options.pairs)
             rival_model = options.vs_model or options.model
             rival = engine_spec(options.vs, rival_model, options.vs_precision, options.vs_python, options.threads)
             yield from compare(own_engine, rival, start, options.pairs, describe(options.threads, options.device))
         case "http":
-            _at_least("--pairs", options.pairs)
+            at_least("--pairs", options.pairs)
             yield from streamed(own_engine, start, options.pairs, describe(options.threads, options.device))
         case "idle":
-            _at_least("--seconds", options.seconds)
+            at_least("--seconds", options.seconds)
             yield from idle(own_engine, start, options.seconds, describe(options.threads, options.device))
 
 
 def _training(options: argparse.Namespace, stack: ExitStack) -> Iterator[Record]:
     """Check the options; the records come when they are asked for."""
     if options.command == "memory":
-        model = None if options.model is None else _existing(options.model)
+        model = None if options.model is None else existing(options.model)
         return memory(options.case, model, options.device)
     _check_vocab(options)
     if getattr(options, "tiny", False):
         model = write_tiny(Path(stack.enter_context(tempfile.TemporaryDirectory())))
         options.vocab = VOCABULARY
     else:
-        model = installed_smollm2() if options.model is None else _existing(options.model)
+        model = installed_smollm2() if options.model is None else existing(options.model)
     common = {
         "model": str(model.resolve()),
         "precision": options.precision or ("float32" if options.device == "cpu" else "bfloat16"),
@@ -145,7 +137,7 @@ def _training(options: argparse.Namespace, stack: ExitStack) -> Iterator[Record]
         case "interleave":
             _check_lengths(options)
             for name in ("n", "seconds", "pairs"):
-                _at_least(f"--{name}", getattr(options, name))
+                at_least(f"--{name}", getattr(options, name))
             names = ("n", "max_batch_size", "shortest", "longest", "seconds", "pairs")
             work = {name: getattr(options, name) for name in names} | _prompts(options)
         case "agreement":
@@ -153,15 +145,15 @@ def _training(options: argparse.Namespace, stack: ExitStack) -> Iterator[Record]
         case "divergence":
             work = _prompts(options) | _at_once(options)
         case _:
-            _at_least("--repeat", options.repeat)
+            at_least("--repeat", options.repeat)
             work = {"repeat": options.repeat, "ways": [options.way] if options.way else ["runtime", "wire"]}
     return own(options.command, common | drawn | work, options.threads)
 
 
 def _perplexity(options: argparse.Namespace) -> Iterator[Record]:
-    _at_least("--tokens", options.tokens)
-    _at_least("--window", options.window, 2)
-    model = installed_smollm2() if options.model is None else _existing(options.model)
+    at_least("--tokens", options.tokens)
+    at_least("--window", options.window, 2)
+    model = installed_smollm2() if options.model is None else existing(options.model)
     job = {
         "model": str(model.resolve()),
         "precisions": options.precisions or ["float32" if options.device == "cpu" else "bfloat16", "fp8"],
@@ -173,37 +165,12 @@ def _perplexity(options: argparse.Namespace) -> Iterator[Record]:
     return own("perplexity", job, options.threads)
 
 
-def _crowd(options: argparse.Namespace) -> Crowd:
-    for name in ("users", "projects", "rate", "seconds"):
-        _at_least(f"--{name}", getattr(options, name))
-    return Crowd(options.users, options.projects, options.rate, options.seconds, options.seed)
-
-
-def _chats(options: argparse.Namespace, stack: ExitStack) -> Iterator[tuple[Path, Work]]:
-    """The models to ask, and how."""
-    _at_least("--pairs", options.pairs)
-    work = partial(
-        Work,
-        shapes=shapes(options.n, options.input, options.output),
-        pairs=options.pairs,
-        seed=options.seed,
-        threads=options.threads,
-        quiet_s=options.quiet,
-    )
-    if "tiny" in options.only:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        yield write_talking(Path(folder, "tiny")), work(requests=TINY_REQUESTS, is_tiny=True)
-    if "model" in options.only:
-        model = installed_smollm2() if options.model is None else _existing(options.model)
-        yield model, work(requests=REQUESTS, is_tiny=False)
-
-
 def _train(options: argparse.Namespace, common: Record, stack: ExitStack) -> Iterator[Record]:
     _check_lengths(options)
     for name in ("samples", "pairs"):
-        _at_least(f"--{name}", getattr(options, name))
+        at_least(f"--{name}", getattr(options, name))
     for size in options.peer_batch:
-        _at_least("--peer-batch", size)
+        at_least("--peer-batch", size)
     python = Path(options.peer_python or sys.executable)
     if not os.access(python, os.X_OK):
         raise BenchmarkError(
@@ -238,37 +205,26 @@ def _noted(made: Iterator[Record], verdicts: list[bool | None]) -> Iterator[Reco
 
 def _prompts(options: argparse.Namespace) -> Record:
     for name in ("input", "output"):
-        _at_least(f"--{name}", getattr(options, name))
+        at_least(f"--{name}", getattr(options, name))
     return {"num_input": options.input, "num_output": options.output}
 
 
 def _at_once(options: argparse.Namespace) -> Record:
-    _at_least("--prompts", options.prompts)
-    _at_least("the count of numbers in --n", len(options.n), 2)
-    _at_least("--n", min(options.n))
+    at_least("--prompts", options.prompts)
+    at_least("the count of numbers in --n", len(options.n), 2)
+    at_least("--n", min(options.n))
     return {"num_prompts": options.prompts, "sizes": options.n}
 
 
 def _check_lengths(options: argparse.Namespace) -> None:
-    _at_least("--shortest", options.shortest, 2)
-    _at_least("--longest", options.longest, options.shortest)
-    _at_least("--max-batch-size", options.max_batch_size, options.longest)
+    at_least("--shortest", options.shortest, 2)
+    at_least("--longest", options.longest, options.shortest)
+    at_least("--max-batch-size", options.max_batch_size, options.longest)
 
 
 def _check_vocab(options: argparse.Namespace) -> None:
     if options.vocab <= FIRST_TOKEN_ID:
         raise BenchmarkError(f"--vocab is {options.vocab}; give more than {FIRST_TOKEN_ID}, the first id that is drawn")
-
-
-def _existing(model: str) -> Path:
-    if not Path(model).exists():
-        raise BenchmarkError(f"model {model!r} does not exist here; give a model folder or a GGUF file")
-    return Path(model)
-
-
-def _at_least(name: str, value: float, least: float = 1) -> None:
-    if value < least:
-        raise BenchmarkError(f"{name} is {value}; give a number of at least {least}")
 
 
 def _start(options: argparse.Namespace) -> Start:

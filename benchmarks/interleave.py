@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import time
 from collections.abc import Sequence
@@ -196,6 +197,8 @@ class Bench:
         )
         self.driver.spawn(TRAINED, training)
         self.driver.spawn(SERVED, SpawnSpec(path=job.model))
+        gc.collect()
+        gc.freeze()  # as a worker does: a full collection would take 100 ms, between two tokens of everyone
 
     def phase(self, seconds: float, *, serves: bool, trains: bool) -> Seen:
         """Run for so long, and on to the end of a micro-batch; then let everything end, uncounted."""

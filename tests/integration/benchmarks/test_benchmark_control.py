@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import cli
+from benchmarks import control_command
 from benchmarks.cli import main, parser, records
 from benchmarks.errors import BenchmarkError
 from benchmarks.report import emit
@@ -21,7 +21,7 @@ MACHINE = {
 def test_checks_are_counted_and_timed(
     database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "describe", lambda threads, device: MACHINE)
+    monkeypatch.setattr(control_command, "describe", lambda threads, device: MACHINE)
     small = ["--users", "100", "--projects", "10", "--rate", "100", "--seconds", "1"]
     assert main(["control", "--only", "checks", "--database", database, "--json", "--threads", "1", *small]) in (0, 1)
     record = json.loads(capsys.readouterr().out)
@@ -36,8 +36,8 @@ def test_checks_are_counted_and_timed(
 def test_chats_through_both_fronts_are_compared(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "describe", lambda threads, device: MACHINE)
-    monkeypatch.setattr(cli, "TINY_REQUESTS", 4)
+    monkeypatch.setattr(control_command, "describe", lambda threads, device: MACHINE)
+    monkeypatch.setattr(control_command, "TINY_REQUESTS", 4)
     small = ["--n", "1,3", "--input", "4", "--output", "5", "--pairs", "1"]
     assert main(["control", "--only", "tiny", "--database", "sqlite", "--json", "--threads", "1", *small]) in (0, 1)
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
