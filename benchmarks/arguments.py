@@ -10,8 +10,9 @@ PRECISIONS = ("float32", "bfloat16", "float16", "int8", "fp8")
 DATABASES = ("sqlite", "postgresql")
 CONTROL_PARTS = ("checks", "tiny", "model")
 GPU_MODELS = ("8b", "0.6b", "tiny")
-GPU_GROUPS = ("serving", "prefill", "sessions", "train", "start", "lora", "fp8", "invariant", "interleave")
-GPU_TRACES = ("decode", "prefill", "train")
+GPU_GROUPS = ("serving", "prefill", "sessions", "train", "start", "lora", "fp8", "invariant", "interleave", "specdec")
+GPU_COUNTS, SPECDEC_COUNTS = (1, 8, 64, 256), (1, 8, 32, 64, 256)
+GPU_TRACES = ("decode", "prefill", "train", "specdec")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     _add_perplexity(commands.add_parser("perplexity", help="compare the perplexity of precisions on a real text"))
     _add_control(commands.add_parser("control", help="measure what the control plane adds to inference"))
     _add_gpu(commands.add_parser("gpu", help="run every row of the goals for one GPU beside anchor, limit and goal"))
+    _add_specdec(commands.add_parser("specdec", help="measure decoding with a draft over decoding without, on a GPU"))
     return top
 
 
@@ -168,24 +170,34 @@ def _add_control(command: argparse.ArgumentParser) -> None:
 
 
 def _add_gpu(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to see that everything runs")
     command.add_argument("--model", type=names(GPU_MODELS), default="8b,0.6b", help="shapes of random weights")
     command.add_argument(
         "--only", type=names(GPU_GROUPS), default=",".join(GPU_GROUPS), help=f"some of {', '.join(GPU_GROUPS)}"
     )
-    command.add_argument("--n", type=counts, default="1,8,64,256", help="requests at once")
-    command.add_argument("--quick", action="store_true", help="fewer tokens: good for tuning, not for quoting")
     command.add_argument("--micro-batch", type=int, help="tokens of a micro-batch (default: those of a whole step)")
     command.add_argument(
         "--trace",
         type=names(GPU_TRACES),
         default="",
-        help="decode, prefill, train: where the time of a step goes, instead",
+        help=f"some of {', '.join(GPU_TRACES)}: where the time of a step goes, instead",
     )
-    command.add_argument("--out", help="a file that gets a line of JSON for each row")
     command.add_argument(
         "--merge", action="append", default=[], metavar="FILE", help="run nothing, take the rows of an earlier --out"
     )
+    _add_gpu_run(command, GPU_COUNTS)
+
+
+def _add_specdec(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", type=names(GPU_MODELS), default="8b", help="shape of random weights")
+    _add_gpu_run(command, SPECDEC_COUNTS)
+    command.set_defaults(only=["specdec"], micro_batch=None, trace=[], merge=[])
+
+
+def _add_gpu_run(command: argparse.ArgumentParser, default: Sequence[int]) -> None:
+    command.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to see that everything runs")
+    command.add_argument("--n", type=counts, help=f"requests at once (default: {','.join(map(str, default))})")
+    command.add_argument("--quick", action="store_true", help="fewer tokens: good for tuning, not for quoting")
+    command.add_argument("--out", help="a file that gets a line of JSON for each row")
     command.add_argument("--write-results", action="store_true", help="keep table or time lines in benchmarks/results")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.arguments import parser
+from benchmarks.arguments import GPU_COUNTS, SPECDEC_COUNTS, parser
 from benchmarks.checks import at_least, existing
 from benchmarks.compare import compare
 from benchmarks.engines import engine_spec
@@ -37,7 +37,7 @@ MAX_GRAD_NORM = 1.0
 def main(arguments: Sequence[str]) -> int:
     """Run one command. Status 1: a bound does not hold; 2: something that the caller can mend."""
     options = parser().parse_args(arguments)
-    if options.command == "gpu":
+    if options.command in ("gpu", "specdec"):
         return _gpu(options)
     as_table = sys.stdout.isatty() if options.table is None else options.table
     verdicts: list[bool | None] = []
@@ -79,7 +79,7 @@ def _gpu(options: argparse.Namespace) -> int:
         "models": options.model,
         "groups": options.only,
         "device": options.device,
-        "counts": options.n,
+        "counts": options.n or (SPECDEC_COUNTS if options.only == ["specdec"] else GPU_COUNTS),
         "quick": options.quick,
         "micro_batch": options.micro_batch,
         "traces": options.trace,

@@ -33,6 +33,12 @@ def _rate(key: str, peer: float | None, limit: float | None, goal: float | None)
     return Anchor(key, "tok/s", peer, limit, goal, "higher")
 
 
+def _specdec(n: int, acceptance: float) -> Anchor:
+    """Tokens a second with a draft over those without: never slower, and the better the more proposals are right."""
+    goal = 2.2 if (n, acceptance) == (1, 0.8) else 0.97
+    return Anchor(f"8b/bf16/specdec n={n} acceptance {acceptance}/ratio", "x", None, None, goal, "higher")
+
+
 def _itl(key: str, peer: float | None, limit: float | None, goal: float | None) -> Anchor:
     return Anchor(f"{key}/itl_ms", "ms", peer, limit, goal)
 
@@ -67,6 +73,7 @@ ANCHORS = (
     Anchor("8b/bf16/invariant n=64/decode ratio", "x", None, 1.0, 1.3),
     Anchor("8b/bf16/interleave/itl ratio", "x", None, 1.0, 1.2),
     Anchor("8b/bf16/interleave/worst gap ms", "ms", None, None, 50),
+    *(_specdec(n, acceptance) for n in (1, 8, 32, 64, 256) for acceptance in (0.8, 0.7, 0.6, 0.0)),
     _itl("0.6b/bf16/n=1", 2.25, 0.42, 1.3),
     _itl("0.6b/bf16/n=8", 2.23, 0.59, 1.5),
     _itl("0.6b/bf16/n=64", 3.58, 1.96, 2.6),

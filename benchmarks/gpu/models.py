@@ -16,6 +16,7 @@ import torch
 from benchmarks.driver import Driver, Pending
 from harmonia.config import EngineConfig
 from harmonia.engine.backbone import Backbone
+from harmonia.engine.cached import CachedDecoder
 from harmonia.engine.engine import Engine
 from harmonia.engine.instances import Instances, resolve_spawn
 from harmonia.engine.loading import Load, PendingSpawn
@@ -75,14 +76,21 @@ SHAPES: dict[str, dict[str, object]] = {
 
 
 @contextmanager
-def opened(shape: str, name: str, spec: SpawnSpec, config: EngineConfig) -> Iterator[Driver]:
-    """A runtime with one instance on a backbone of random weights; `spec.path` is filled in. Ends with memory free."""
+def opened(
+    shape: str, name: str, spec: SpawnSpec, config: EngineConfig, *, draft: str | None = None
+) -> Iterator[Driver]:
+    """A runtime with one instance on a backbone of random weights; `spec.path` is filled in. Ends with memory free.
+
+    draft: the shape of a draft, random as well; `spec.draft` is filled in.
+    """
     release()
     with TemporaryDirectory() as folder:
-        Path(folder, "config.json").write_text(json.dumps(SHAPES[shape]), encoding="utf-8")
+        paths = {"path": _written(shape, Path(folder, "target"))}
+        if draft is not None:
+            paths["draft"] = _written(draft, Path(folder, "draft"))
         driver = Driver(config)
         try:
-            _open(driver, name, msgspec.structs.replace(spec, path=str(Path(folder).resolve())), config)
+            _open(driver, name, msgspec.structs.replace(spec, **paths), config)
             gc.collect()
             gc.freeze()  # as the worker's process does
             yield driver
@@ -90,6 +98,13 @@ def opened(shape: str, name: str, spec: SpawnSpec, config: EngineConfig) -> Iter
             gc.unfreeze()
             driver.__dict__.clear()
             release()
+
+
+def _written(shape: str, folder: Path) -> str:
+    """A folder with the configuration of a model, and nothing else."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(SHAPES[shape]), encoding="utf-8")
+    return str(folder.resolve())
 
 
 def path_of(driver: Driver, name: str) -> str:
@@ -109,10 +124,12 @@ def _open(driver: Driver, name: str, spec: SpawnSpec, config: EngineConfig) -> N
     runtime, answer = driver.runtime, Pending()
     base, need = resolve_spawn(name, spec, config)
     model = read_config(Path(base.path))
-    plan = runtime._ledger.plan_new(Path(base.path), model, spec, need)
+    draft_model = None if base.draft is None else read_config(Path(base.draft))
+    plan = runtime._ledger.plan_new(Path(base.path), model, spec, need, draft_model)
     plan.memory.require()
     key = f"{base.path}#{name}" if need.full else base.path
-    engine = Engine(Backbone(key, random_decoder(model, plan.fmt), plan))
+    draft = None if draft_model is None else CachedDecoder(random_decoder(draft_model, plan.fmt), plan)
+    engine = Engine(Backbone(key, random_decoder(model, plan.fmt), plan, draft=draft))
     load = Load(base, plan, is_shared=not need.full)
     load.waiting.append(PendingSpawn(name, spec, need, answer, lambda share: None))
     runtime._open_lane(load, Instances(engine, base.path))

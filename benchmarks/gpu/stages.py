@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks.gpu.drafting import DRAFTS, specdec_rows
 from benchmarks.gpu.interleaving import interleave_rows
 from benchmarks.gpu.job import Job, Rows
 from benchmarks.gpu.models import release
@@ -51,3 +52,5 @@ def _measure(job: Job, rows: Rows, model: str) -> None:
         invariant_stage(job, rows, model)
     if "interleave" in job.groups:
         interleave_rows(job, rows, model)
+    if "specdec" in job.groups and model in DRAFTS:
+        specdec_rows(job, rows, model)

@@ -13,6 +13,7 @@ from statistics import mean
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.gpu.drafting import DRAFTED, DRAFTS, NUM_STEPS, DraftBench, drafted
 from benchmarks.gpu.job import Job, Rows
 from benchmarks.gpu.models import opened
 from benchmarks.gpu.serving import BASE, Bench, config_of, spec_of
@@ -22,6 +23,7 @@ from harmonia.engine.engine import Engine
 
 STEPS = 4
 HOST_STEPS = 30
+NUM_OUTPUT = 3 * STEPS + HOST_STEPS + 20
 MAX_KERNELS = 28
 MAX_GAPS = 8
 MAX_NAME = 90
@@ -92,6 +94,12 @@ def trace(job: Job, rows: Rows, model: str) -> None:
     if {"decode", "prefill"} & set(job.traces):
         with opened(model, BASE, spec_of(job), config_of(job)) as driver:
             _trace_serving(Bench(driver, job), rows, model)
+    if "specdec" in job.traces and model in DRAFTS:
+        with drafted(job, model) as drafting:
+            for n in _traced(job):
+                key = f"{model}/trace specdec n={n}"
+                with rows.trying(key):
+                    rows.note(key, _specdec(drafting, n))
     if "train" in job.traces:
         key = f"{model}/trace train"
         with rows.trying(key), train_job(job, model, 0) as bench_train:
@@ -101,7 +109,7 @@ def trace(job: Job, rows: Rows, model: str) -> None:
 def _trace_serving(bench: Bench, rows: Rows, model: str) -> None:
     job = bench.job
     if "decode" in job.traces:
-        for n in [n for n in job.counts if n in (1, 64)] or job.counts:
+        for n in _traced(job):
             key = f"{model}/trace decode n={n}"
             with rows.trying(key):
                 rows.note(key, _decode(bench, n))
@@ -111,11 +119,30 @@ def _trace_serving(bench: Bench, rows: Rows, model: str) -> None:
             rows.note(key, _prefill(bench))
 
 
+def _traced(job: Job) -> Sequence[int]:
+    return [n for n in job.counts if n in (1, 64)] or job.counts
+
+
 def _decode(bench: Bench, n: int) -> str:
-    job = bench.job
     bench.warm_up(n)
-    num_output = 3 * STEPS + HOST_STEPS + 20
-    ids = bench.start(bench.prompts.draw(n, job.num_input), num_output)
+    return _steps(bench, bench.start(bench.prompts.draw(n, bench.job.num_input), NUM_OUTPUT))
+
+
+def _specdec(bench: DraftBench, n: int) -> str:
+    """All proposals are right, so that every step makes as many as are allowed, whatever they cost."""
+    num_output = NUM_OUTPUT * (1 + NUM_STEPS)
+    answers = [answer.tolist() for answer in bench.prompts.draw(n, num_output)]
+    with bench.replaying(answers, acceptance=1.0) as replay:
+        for _ in range(2):  # the first time to learn what steps cost
+            ids = bench.start(bench.prompts.draw(n, bench.job.num_input), num_output, (DRAFTED,))
+            replay.follow(ids)
+            text = _steps(bench, ids)
+    return text
+
+
+def _steps(bench: Bench, ids: Sequence[int]) -> str:
+    """Of requests that were handed over: some steps timed on the host, some profiled; then they are dropped."""
+    job = bench.job
     while any(item.num_generated < 3 for item in bench.engine._sequences.values()):
         bench.driver.step()
     with host_times(bench.engine) as host:

@@ -23,14 +23,14 @@ pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a 
 PROMPTS = [tuple((3 * start + 7 * step) % 60 for step in range(5 + 3 * start)) for start in range(12)]
 
 
-def engine_on_gpu(precision: str, *, graphs: bool = True) -> Engine:
+def engine_on_gpu(precision: str, *, graphs: bool = True, max_batch_tokens: int = 24) -> Engine:
     config = EngineConfig(
         device="cuda",
         precision=precision,
         graphs=graphs,
         adapter_rank_budget=16,
         cache=CacheConfig(kv_cache_len=256, block_size=4),
-        scheduler=SchedulerConfig(max_batch_tokens=24, max_running=4, reserve_blocks=1),
+        scheduler=SchedulerConfig(max_batch_tokens=max_batch_tokens, max_running=4, reserve_blocks=1),
     )
     plan = make_plan("tiny", MODEL, config)
     source = {parameter.name: parameter for parameter in random_decoder().parameters()}
@@ -76,13 +76,14 @@ def test_every_kind_of_request_runs(precision: str) -> None:
     assert msgspec.msgpack.encode(list(outputs.values()))
 
 
+@pytest.mark.parametrize("max_batch_tokens", [7, 24, 200])
 @pytest.mark.parametrize("num_requests", [1, 3, 12])
-def test_graphs_give_the_tokens_of_steps_without_them(num_requests: int) -> None:
+def test_graphs_give_the_tokens_of_steps_without_them(num_requests: int, max_batch_tokens: int) -> None:
     answers = []
     for graphs in (False, True):
-        engine = engine_on_gpu("float32", graphs=graphs)
+        engine = engine_on_gpu("float32", graphs=graphs, max_batch_tokens=max_batch_tokens)
         for seq_id, prompt in enumerate(PROMPTS[:num_requests]):
-            ask(engine, seq_id, prompt)
+            ask(engine, seq_id, prompt, logprobs=0, prompt_logprobs=0 if seq_id % 3 == 2 else None)
         answers.append(tokens_of(drain(engine)))
     assert answers[0] == answers[1]
 

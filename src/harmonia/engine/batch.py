@@ -1,7 +1,7 @@
 """The input of one step: flat arrays that every device can run as they are.
 
 Where tokens were proposed, every token of the sequence is a row of its own, with its own context: a kernel does for it
-what it would do without proposals.
+what it would do without proposals. So are the few tokens that a draft lacks of a sequence.
 Shapes: T tokens, S rows of the batch (shares of sequences, and single proposals), B blocks of all of them, R rows that
 sample.
 """
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harmonia.engine.sequence import Drafter, Sequence
+from harmonia.engine.speculation import Choice
 from harmonia.kernels.lora import LoraSegment
 from harmonia.protocol.instances import MAX_DRAFT_STEPS
 
@@ -32,6 +33,8 @@ class Work:
     """Of these tokens, the last ones that are proposals: each of them, and the one before, yields a token."""
     proposal: int = 0
     """Which proposal its last token is; 0: none."""
+    apart: bool = False
+    """Each of its tokens is a row of the batch by itself."""
 
     @property
     def num_sampled(self) -> int:
@@ -45,7 +48,7 @@ class Batch:
 
     work: tuple[Work, ...]
     rows: tuple[Work, ...]
-    """`work`, with each token by itself where some are proposals."""
+    """`work`, with each token by itself where it is apart."""
     num_decodes: int
     token_ids_T: np.ndarray
     fed_slots_T: np.ndarray
@@ -70,15 +73,11 @@ class Batch:
     adapter_slots_T: np.ndarray
     """Slot of each token's adapter, -1 without."""
     segments: tuple[LoraSegment, ...]
-    num_draft_steps: int = 0
-    """Proposals that sequences with a draft were to get, as far as they could."""
-    drafting: tuple[Batch, ...] = ()
-    """What the draft computes before: first what it lacks of each sequence, then one proposal after another."""
 
     @property
     def num_drafted(self) -> int:
         """Proposals in the batch."""
-        return len(self.rows) - len(self.work)
+        return sum(item.num_drafted for item in self.work) if len(self.rows) > len(self.work) else 0
 
     @property
     def num_tokens(self) -> int:
@@ -87,12 +86,45 @@ class Batch:
 
     @property
     def is_decode(self) -> bool:
-        """Every sequence has one token and samples the next one."""
+        """Every row has one token and samples the next one."""
         return self.num_tokens == len(self.generating)
+
+    @property
+    def has_single_tokens(self) -> bool:
+        """Every row has one token."""
+        return self.num_decodes == len(self.rows)
 
     def starts(self) -> Iterator[tuple[Work, int]]:
         """Each share of work with the row of its first token."""
         return zip(self.rows, self.query_starts_S1.tolist(), strict=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What runs in the next step.
+
+    Arrays are made when a pass is launched, so that the device computes the first while the host makes the others.
+    """
+
+    work: list[Work]
+    block_table: np.ndarray
+    """A row for each slot of running sequences."""
+    block_size: int
+    drafting: tuple[list[Work], ...]
+    """What the draft computes before: first what it lacks of each sequence, then one proposal after another."""
+    choice: Choice
+    """Proposals that sequences with a draft were to get, as far as they could."""
+    is_typical: bool
+    """They could, and the draft lacked little."""
+
+    def passes(self) -> Iterator[Batch]:
+        """The draft's batches."""
+        for place, work in enumerate(self.drafting, start=1):
+            yield build_batch(work, self.block_table, self.block_size, keep_as=place)
+
+    def batch(self) -> Batch:
+        """The target's batch."""
+        return build_batch(self.work, self.block_table, self.block_size)
 
 
 def kept_places(slots_S: np.ndarray, proposals_S: np.ndarray | int, max_running: int) -> np.ndarray:
@@ -108,7 +140,7 @@ def num_kept_places(max_running: int) -> int:
 def build_batch(work: list[Work], block_table: np.ndarray, block_size: int, *, keep_as: int = 0) -> Batch:
     """Flatten scheduled work; `block_table` has a row per slot of running sequences.
 
-    keep_as: which proposal the sampled ids are; 0: none.
+    keep_as: which proposal the sampled ids are; 0: none. A draft makes proposals, and it has no adapters.
     Per sequence there is nothing but the gathering of a few numbers: 256 decodes take a tenth of a millisecond.
     """
     ordered, num_singles = _ordered(work)
@@ -118,9 +150,7 @@ def build_batch(work: list[Work], block_table: np.ndarray, block_size: int, *, k
     counts = np.array([item.count for item in rows])
     starts = np.array([item.start for item in rows])
     slots = np.array([item.sequence.slot for item in rows])
-    adapters = np.array(
-        [-1 if item.sequence.instance.adapter_slot is None else item.sequence.instance.adapter_slot for item in rows]
-    )
+    adapters = np.full(len(rows), -1) if keep_as else np.array([_adapter(item) for item in rows])
     generating = [row for row, item in enumerate(rows) if item.samples and item.sequence.generates]
     generating_R = np.array(generating, dtype=np.int64)
     context_lens = starts + counts
@@ -168,19 +198,20 @@ def build_batch(work: list[Work], block_table: np.ndarray, block_size: int, *, k
 
 
 def _rows(ordered: list[Work]) -> tuple[list[Work], np.ndarray]:
-    """Each token by itself where some are proposals, and how many rows each share became."""
-    if not any(item.num_drafted for item in ordered):
+    """Each token by itself where it is to be so, and how many rows each share became."""
+    if not any(item.apart for item in ordered):
         return ordered, np.ones(len(ordered), dtype=np.int64)
     rows: list[Work] = []
     for item in ordered:
-        if item.num_drafted:
-            rows += [
-                Work(item.sequence, item.start + place, 1, item.epoch, True, proposal=place)
-                for place in range(item.count)
-            ]
-        else:
+        if not item.apart:
             rows.append(item)
-    return rows, np.array([item.num_drafted + 1 for item in ordered])
+            continue
+        last_known = item.count - 1 - item.num_drafted
+        for place in range(item.count):
+            samples = item.samples and place >= last_known
+            proposal = max(0, place - last_known)
+            rows.append(Work(item.sequence, item.start + place, 1, item.epoch, samples, proposal=proposal))
+    return rows, np.array([item.count if item.apart else 1 for item in ordered])
 
 
 def _fed(rows: list[Work], fed: np.ndarray, slots: np.ndarray, max_running: int) -> tuple[np.ndarray, np.ndarray]:
@@ -203,8 +234,8 @@ def _kept_samples(
 
 def _ordered(work: list[Work]) -> tuple[list[Work], int]:
     """Decodes first, equal adapters together; and how many of the first there are."""
-    decodes = [item for item in work if item.count == 1 or item.num_drafted]
-    prefills = [item for item in work if item.count > 1 and not item.num_drafted] if len(decodes) < len(work) else []
+    decodes = [item for item in work if item.count == 1 or item.apart]
+    prefills = [item for item in work if item.count > 1 and not item.apart] if len(decodes) < len(work) else []
     if any(item.sequence.instance.adapter_slot is not None for item in work):
         decodes.sort(key=_adapter)
         prefills.sort(key=_adapter)

@@ -7,78 +7,127 @@ that costs acceptance, never a right answer.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence as Items
 
 import numpy as np
 
 from harmonia.cache import BlockPool
-from harmonia.engine.batch import Work
+from harmonia.engine.batch import Schedule, Work
 from harmonia.engine.ngram import look_up
 from harmonia.engine.sequence import Drafter, Sequence
-from harmonia.engine.speculation import Speculation
+from harmonia.engine.speculation import NO_PROPOSALS, Choice, Speculation
+from harmonia.protocol.instances import MAX_DRAFT_STEPS
 
 _CATCH_UP_TOKENS = 512
-"""Tokens that the draft computes at most in one step of what it stayed behind."""
+"""Tokens of a sequence that the draft computes at most in one step of what it stayed behind; in a trial, of all."""
+_PROBE_ROWS = 32
+"""Proposals of a step in which nothing but what they would bring is to be learnt."""
+_FEW_TOKENS = MAX_DRAFT_STEPS
+"""So many tokens that the draft lacks are rows of their own, which run as one captured graph: one or two after a step
+with proposals, some more after a trial without."""
 
 
 class DraftScheduler:
     """The share of proposals in scheduling."""
 
-    def __init__(self, speculation: Speculation, pool: BlockPool, *, draft_len: int, max_tokens: int) -> None:
-        """draft_len: positions that the draft knows; 0 without one. max_tokens: of one pass of it."""
+    def __init__(
+        self, speculation: Speculation, pool: BlockPool, *, draft_len: int, max_tokens: int, max_rows: int
+    ) -> None:
+        """draft_len: positions that the draft knows; 0 without one.
+
+        max_tokens: of one pass of it. max_rows: that one step of the target samples from.
+        """
         self._speculation = speculation
         self._pool = pool
         self._draft_len = draft_len
         self._max_tokens = max_tokens
-        self._room = max_tokens
-        """Tokens that the draft may still take in, in the step that is being put together."""
-        self._num_sequences = 0
-        """Queued or running ones with a draft."""
-        self._num_steps = speculation.max_steps
+        self._max_rows = max_rows
+        self._wanted = Counter[int]()
+        """Queued or running sequences with a draft, by the proposals that they get at most."""
         self._has_draft = np.zeros(0, dtype=bool)
         """Blocks in which the draft's half is computed, too."""
-
-    @property
-    def is_active(self) -> bool:
-        """Tokens are proposed at present, so a step must know what the one before it brought."""
-        return self._num_sequences > 0 and self._num_steps > 0
+        # Of the step that is being put together, or of the last one:
+        self._choice = NO_PROPOSALS
+        self._room = max_tokens
+        """Tokens that the draft may still take in."""
+        self._rows_left = max_rows
+        """Proposals that there is room for."""
+        self._is_typical = True
+        self._last = NO_PROPOSALS
+        """What was chosen for the last step that was measured."""
 
     @property
     def has_sequences(self) -> bool:
         """Some sequence has a draft, whether tokens are proposed at present or not."""
-        return self._num_sequences > 0
+        return bool(self._wanted)
 
     @property
-    def num_steps(self) -> int:
+    def choice(self) -> Choice:
         """Proposals for each sequence with a draft in the step that is being put together."""
-        return self._num_steps if self._num_sequences else 0
+        return self._choice
+
+    @property
+    def is_typical(self) -> bool:
+        """Of this step: all sequences with a draft got proposals, and the draft lacked little of them."""
+        return self._is_typical
 
     def add(self, sequence: Sequence) -> None:
         """It came into the queue."""
-        self._num_sequences += sequence.instance.drafter is not None
+        if sequence.may_draft:
+            self._wanted[sequence.draft_limit] += 1
 
     def remove(self, sequence: Sequence) -> None:
         """It ended."""
-        self._num_sequences -= sequence.instance.drafter is not None
+        if sequence.may_draft:
+            self._wanted -= Counter((sequence.draft_limit,))
 
-    def begin(self, decodes: Items[Sequence]) -> None:
-        """A step with these decodes is being put together."""
-        self._room = self._max_tokens
-        if self._num_sequences and decodes:
-            num_drafting = sum(sequence.instance.drafter is not None for sequence in decodes)
-            self._num_steps = self._speculation.num_steps(len(decodes), num_drafting / len(decodes))
+    def choose(self, num_known: int, max_running: int) -> bool:
+        """Choose how many tokens the next step proposes; to be asked once, before it is put together.
+
+        num_known: sequences that run or wait. True if the results of the last step must be read before: proposals in
+        it, or in the next one, so that nobody knows yet where an answer goes on.
+        """
+        was_active, self._choice = self._choice.num_steps > 0, NO_PROPOSALS
+        if self._wanted:
+            num_sequences = min(num_known, max_running)
+            most = min(max(self._wanted), self._max_rows // num_sequences - 1)
+            share = self._wanted.total() / num_known
+            self._choice = self._speculation.choose(num_sequences, share, most)
+        return was_active or self._choice.num_steps > 0
+
+    def begin(self) -> None:
+        """The step that was chosen for is being put together."""
+        choice, self._is_typical = self._choice, True
+        self._room = self._max_tokens if choice.in_earnest else min(self._max_tokens, _CATCH_UP_TOKENS)
+        self._rows_left = self._max_rows - choice.num_sequences
+        if not choice.in_earnest:
+            self._rows_left = min(self._rows_left, _PROBE_ROWS)
 
     def propose(self, sequence: Sequence, room: int) -> int:
         """Proposals for a sequence whose next token is due, with room for so many."""
-        num_steps = min(self._num_steps, sequence.max_draft_steps, room)
+        wanted = min(self._choice.num_steps, sequence.max_draft_steps)
+        self._is_typical &= wanted <= self._rows_left
+        num_steps = min(wanted, room, self._rows_left)
         if num_steps <= 0 or sequence.num_sampling:
             return 0
-        if sequence.instance.drafter is Drafter.MODEL:
-            num_missing = sequence.num_tokens - sequence.num_draft_computed
-            if num_missing > min(_CATCH_UP_TOKENS, self._room) or sequence.num_tokens > self._draft_len:
-                return 0
-            self._room -= num_missing
-            return min(num_steps, self._draft_len + 1 - sequence.num_tokens)
+        by_model = sequence.instance.drafter is Drafter.MODEL
+        num_steps = self._take_in(sequence, num_steps) if by_model else self._look_up(sequence, num_steps)
+        self._rows_left -= num_steps
+        return num_steps
+
+    def _take_in(self, sequence: Sequence, num_steps: int) -> int:
+        """Proposals of the draft, if it gets to know all tokens of the sequence in this step."""
+        if sequence.num_tokens > self._draft_len:
+            return 0
+        num_missing = sequence.num_tokens - sequence.num_draft_computed
+        self._is_typical &= num_missing <= _FEW_TOKENS
+        if num_missing > min(_CATCH_UP_TOKENS, self._room):
+            return 0
+        self._room -= num_missing
+        return min(num_steps, self._draft_len + 1 - sequence.num_tokens)
+
+    def _look_up(self, sequence: Sequence, num_steps: int) -> int:
         known = sequence.num_tokens
         found = look_up(sequence.tokens[:known], num_steps)
         sequence.tokens[known : known + len(found)] = found
@@ -86,13 +135,11 @@ class DraftScheduler:
             self._speculation.note(num_steps, 0)  # as good as wrong
         return len(found)
 
-    def passes(self, work: Items[Work]) -> list[list[Work]]:
+    def passes(self, work: Items[Work]) -> tuple[list[Work], ...]:
         """What the draft computes in this step: what it stayed behind, then one proposal after another."""
-        if not self.is_active:
-            return []
+        if not self._choice.num_steps:
+            return ()
         drafted = [item for item in work if item.sequence.instance.drafter is Drafter.MODEL]
-        if not drafted:
-            return []
         first = [catch_up for item in drafted if (catch_up := self._catch_up(item)) is not None]
         proposing = [item for item in drafted if item.num_drafted]
         for item in proposing:
@@ -105,7 +152,7 @@ class DraftScheduler:
             ]
             for place in range(1, max((item.num_drafted for item in proposing), default=1))
         ]
-        return [first, *later] if first else []
+        return (first, *later) if first else ()
 
     def _catch_up(self, item: Work) -> Work | None:
         """The tokens of a sequence that the draft lacks, all of them where it then proposes."""
@@ -120,7 +167,16 @@ class DraftScheduler:
                 return None
             self._room -= count
         sequence.num_draft_computed += count
-        return Work(sequence, first, count, item.epoch, samples=item.num_drafted > 0)
+        apart = 1 < count <= _FEW_TOKENS
+        return Work(sequence, first, count, item.epoch, samples=item.num_drafted > 0, apart=apart)
+
+    def observe(self, schedule: Schedule, seconds: float, num_tokens: int) -> None:
+        """A step of decodes took so long and brought so many tokens."""
+        # Steps overlap only while nothing is proposed: what a change between the two costs is not a step's own.
+        is_typical = schedule.is_typical and schedule.choice.num_steps == self._last.num_steps
+        self._last = schedule.choice
+        if self._wanted and schedule.choice.num_sequences:
+            self._speculation.observe(schedule.choice, seconds, num_tokens / len(schedule.work), is_typical=is_typical)
 
     def note(self, num_proposed: int, num_accepted: int) -> None:
         """Of the proposals for a sequence, so many were right."""

@@ -10,6 +10,7 @@ from harmonia.config import EngineConfig
 from harmonia.engine.backbone import Backbone
 from harmonia.engine.collecting import Collector
 from harmonia.engine.drafting import DraftScheduler
+from harmonia.engine.graph_plan import max_verified_rows
 from harmonia.engine.memory import Plan
 from harmonia.engine.requests import (
     SequenceError,
@@ -49,7 +50,11 @@ class Engine:
         draft_len = 0 if backbone.draft is None else backbone.draft.decoder.config.max_seq_len
         assert plan.scheduler.max_batch_tokens is not None, "the plan resolves it"
         self._drafts = DraftScheduler(
-            self._speculation, backbone.pool, draft_len=draft_len, max_tokens=plan.scheduler.max_batch_tokens
+            self._speculation,
+            backbone.pool,
+            draft_len=draft_len,
+            max_tokens=plan.scheduler.max_batch_tokens,
+            max_rows=max_verified_rows(plan.scheduler.max_running),
         )
         self._scheduler = Scheduler(
             plan.scheduler,
@@ -63,9 +68,10 @@ class Engine:
         self._stats = StatsRecorder()
         self._collector = Collector(self._stats, self._drafts)
         self._sequences: dict[int, Sequence] = {}
-        self._in_flight: deque[tuple[Launched, float]] = deque()
-        """Steps on their way, with the moments at which they began."""
-        self._last_finished_s = 0.0
+        self._in_flight: deque[Launched] = deque()
+        """Steps on their way."""
+        self._busy_since: float | None = None
+        """When the last step was finished, or the present one begun behind a pause."""
         self._orphaned: list[SequenceOutput] = []
         self._num_overlapped = 1 if backbone.device.type == "cuda" else 0
         self._stalled = False
@@ -91,7 +97,11 @@ class Engine:
         self.backbone.plan = plan
         self.training.reserve(plan.max_batch_size, plan.num_kept, plan.memory.num_whole)
         self.training.prepare(beside_serving=self.has_work)
-        if self.backbone.num_adapters and not self.has_work:
+        self._runner.resize()
+        if self.has_work:
+            return
+        self._runner.prepare()
+        if self.backbone.num_adapters:
             self._runner.prepare_adapters()
 
     # --------------------------------------------------------------------------------------------- the loop
@@ -102,32 +112,35 @@ class Engine:
         On a GPU the results of a step are read while the next one computes.
         """
         outputs = self._expire()
-        if self._drafts.is_active:  # where an answer goes on depends on which proposals were right
+        if self._scheduler.needs_results():  # where an answer goes on depends on which proposals were right
             while self._in_flight:
                 outputs += self._finish()
         self._scheduler.admits_new = not self.training.wants_quiet
-        batch = self._scheduler.schedule()
-        self._stalled = batch is None and not self._in_flight
-        if batch is not None:
-            started_s = time.monotonic()
-            self._in_flight.append((self._runner.launch(batch), started_s))
-            self._stats.batch_size.observe(len(batch.work))
+        schedule = self._scheduler.schedule()
+        self._stalled = schedule is None and not self._in_flight
+        if schedule is not None:
+            self._busy_since = self._busy_since or time.monotonic()
+            launched = self._runner.launch(schedule)
+            self._in_flight.append(launched)
+            self._stats.batch_size.observe(len(schedule.work))
             self._stats.counters["steps"] += 1
-            self._stats.counters["batch_tokens"] += batch.num_tokens
-        if len(self._in_flight) > (self._num_overlapped if batch is not None else 0):
+            self._stats.counters["batch_tokens"] += launched.batch.num_tokens
+        if len(self._in_flight) > (self._num_overlapped if schedule is not None else 0):
             outputs += self._finish()
+        if self._stalled or not self.has_work:
+            self._busy_since = None
         return outputs
 
     def _finish(self) -> list[SequenceOutput]:
-        launched, started_s = self._in_flight.popleft()
+        launched = self._in_flight.popleft()
         batch, results = launched.batch, launched.read()
         for work in batch.work:
             self._scheduler.publish(work)
         now = time.monotonic()
-        if self._drafts.has_sequences and batch.num_decodes == len(batch.rows):
-            seconds = now - max(started_s, self._last_finished_s)
-            self._speculation.observe(len(batch.work), batch.num_draft_steps, seconds)
-        self._last_finished_s = now
+        if self._busy_since is not None and self._drafts.has_sequences and batch.has_single_tokens:
+            num_tokens = sum(len(result.token_ids) for result in results)
+            self._drafts.observe(launched.schedule, now - self._busy_since, num_tokens)
+        self._busy_since = now
         outputs = []
         for result in results:
             sequence = result.work.sequence
@@ -249,6 +262,7 @@ class Engine:
             "sessions": float(len(self.backbone.sessions)),
             "adapters": float(self.backbone.num_adapters),
             "instances_in_training": float(len(self.training.trainers)),
+            "draft_steps": float(self._drafts.choice.num_steps),
         }
         counters = {
             "preemptions": float(scheduler.num_preemptions),

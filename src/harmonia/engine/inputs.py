@@ -7,6 +7,7 @@ Shapes: T tokens, S sequences, B blocks of all of them, R rows that sample.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harmonia.config import CacheConfig, EngineConfig, SchedulerConfig
 from harmonia.engine.batch import Batch
+from harmonia.protocol.instances import MAX_DRAFT_STEPS
 
-_NUM_STAGES = 3
+NUM_STAGES = 3
 """Copies on their way at once: those of the step that runs, the one behind it, and the one being written."""
 _ALIGNMENT = 4
 """Fields begin at multiples of 16 bytes, so that one compiled kernel serves every batch size."""
@@ -42,8 +45,15 @@ class StepInputs:
     sample_rows_R: Tensor
     """Rows of the batch that are sampled from."""
     sample_slots_R: Tensor
-    """Running slots of their sequences."""
+    """Where their ids are kept; -1 for padding."""
     blocks_B: Tensor
+
+
+class Room(NamedTuple):
+    """What a padded batch has place for."""
+
+    num_tokens: int
+    num_sequences: int
 
 
 class HostInputs:
@@ -57,55 +67,73 @@ class HostInputs:
 class DeviceInputs:
     """Inputs of a GPU, in one buffer."""
 
-    def __init__(self, max_tokens: int, max_running: int, max_blocks: int, device: torch.device) -> None:
-        """max_blocks: of one sequence."""
-        size = 5 * _aligned(max_tokens) + 5 * _aligned(max_running + 1) + max_running * max_blocks
+    def __init__(
+        self, max_tokens: int, max_rows: int, max_blocks: int, device: torch.device, *, num_stages: int = NUM_STAGES
+    ) -> None:
+        """max_rows: of a batch whose rows share the blocks of fewer sequences. max_blocks: of these, all together.
+
+        num_stages: copies that are on their way at once, and the one that is being written.
+        """
+        size = _num_entries(max_tokens, max_rows, max_blocks)
         self._device_I = torch.zeros(size, dtype=torch.int32, device=device)
         pinned = device.type == "cuda"
-        self._stages = [torch.zeros(size, dtype=torch.int32, pin_memory=pinned) for _ in range(_NUM_STAGES)]
+        self._stages = [torch.zeros(size, dtype=torch.int32, pin_memory=pinned) for _ in range(num_stages)]
         self._arrays = [stage.numpy() for stage in self._stages]
         self._next = 0
-        self._rows: dict[tuple[int, int], list[Tensor]] = {}
-        """The parts of the buffer that padded batches take, by (rows, those that are filled)."""
+        self._rows: dict[tuple[Room, int, int], list[Tensor]] = {}
+        """The parts of the buffer that padded single tokens take, by (room, tokens, those that sample)."""
 
-    def put(self, batch: Batch, num_rows: int | None = None) -> StepInputs:
-        """Send a batch; with `num_rows`, a batch of single tokens, with padding behind it up to so many."""
+    def put(self, batch: Batch, room: Room | None = None) -> StepInputs:
+        """Send a batch, with padding behind each field up to what there is room for."""
         stage_I, array_I = self._stages[self._next], self._arrays[self._next]
-        self._next = (self._next + 1) % _NUM_STAGES
+        self._next = (self._next + 1) % len(self._stages)
         start, spans = 0, list[slice]()
         for field in _fields(batch):
             stop = start + len(field.array)
             array_I[start:stop] = field.array
             spans.append(slice(start, stop))
-            if num_rows is not None and field.padding is not None:
-                end = start + num_rows + field.extra
+            if room is not None and field.size is not None:
+                end = start + field.size.within(room)
                 array_I[stop:end] = field.padding
                 stop = end
             start = _aligned(stop)
         self._device_I[:start].copy_(stage_I[:start], non_blocking=True)
-        if num_rows is None:
+        if room is None or not batch.has_single_tokens:
             return StepInputs(*(self._device_I[span] for span in spans))
-        size = num_rows, batch.num_tokens
+        size = room, batch.num_tokens, len(batch.generating)
         if size not in self._rows:
             self._rows[size] = [self._device_I[span] for span in spans[:-1]]
         return StepInputs(*(*self._rows[size], self._device_I[spans[-1]]))
 
-    def padded(self, num_tokens: int, num_sequences: int | None = None) -> StepInputs:
-        """Where the inputs of a batch stand, holding padding only: what a graph is captured with.
-
-        Of single tokens, unless the number of sequences is given.
-        """
+    def padded(self, room: Room) -> StepInputs:
+        """Where the inputs of a batch stand, holding padding only: what a graph is captured with."""
         spans, start = [], 0
-        for is_per_token, extra in _LAYOUT:
-            stop = start + (num_tokens if is_per_token or num_sequences is None else num_sequences) + extra
+        for size in _SIZES:
+            stop = start + size.within(room)
             spans.append(slice(start, stop))
             start = _aligned(stop)
         spans.append(slice(start, None))
         inputs = StepInputs(*(self._device_I[span] for span in spans))
         self._device_I.zero_()
-        for tensor in (inputs.fed_slots_T, inputs.slots_T, inputs.adapter_slots_T):
+        for tensor in (inputs.fed_slots_T, inputs.slots_T, inputs.adapter_slots_T, inputs.sample_slots_R):
             tensor.fill_(_NONE)
         return inputs
+
+
+def input_bytes(config: EngineConfig, max_seq_len: int, device: torch.device) -> int:
+    """What `DeviceInputs` take on the device for all steps of a model; config: with its `scheduler` resolved."""
+    if device.type == "cpu":
+        return 0
+    return 4 * _num_entries(*input_limits(config.scheduler, config.cache, max_seq_len))
+
+
+def input_limits(scheduler: SchedulerConfig, cache: CacheConfig, max_seq_len: int) -> tuple[int, int, int]:
+    """(tokens, rows, blocks) of a step, at most."""
+    assert scheduler.max_batch_tokens is not None, "the plan resolves it"
+    max_rows = max(
+        scheduler.max_running, min(scheduler.max_running * (1 + MAX_DRAFT_STEPS), scheduler.max_batch_tokens)
+    )
+    return scheduler.max_batch_tokens, max_rows, scheduler.max_running * -(-max_seq_len // cache.block_size)
 
 
 def send(array: np.ndarray, device: torch.device) -> Tensor:
@@ -122,33 +150,45 @@ def fetch(tensor: Tensor) -> Tensor:
     return host.copy_(tensor, non_blocking=True)
 
 
+class _Size(NamedTuple):
+    """How many entries a field has."""
+
+    is_per_token: bool
+    """Else for each sequence."""
+    extra: int = 0
+
+    def within(self, room: Room) -> int:
+        """The most that fit."""
+        return (room.num_tokens if self.is_per_token else room.num_sequences) + self.extra
+
+
+_TOKENS, _SEQUENCES = _Size(True), _Size(False)
+_SIZES = (*(_TOKENS,) * 5, _SEQUENCES, _Size(False, extra=1), *(_SEQUENCES,) * 3)
+"""Of each field but the last."""
+
+
 class _Field(NamedTuple):
     array: np.ndarray
-    padding: int | None = 0
-    """What rows beyond the batch hold; None: not by row."""
-    extra: int = 0
-    """Entries beyond one for each row."""
+    size: _Size | None
+    """None: of another number in each batch."""
+    padding: int
+    """What entries beyond the batch hold."""
 
 
-def _fields(batch: Batch) -> tuple[_Field, ...]:
+def _fields(batch: Batch) -> Iterator[_Field]:
     """In the order of `StepInputs`."""
-    return (
-        _Field(batch.token_ids_T),
-        _Field(batch.fed_slots_T, _NONE),
-        _Field(batch.positions_T),
-        _Field(batch.slots_T, _NONE),
-        _Field(batch.adapter_slots_T, _NONE),
-        _Field(batch.context_lens_S),
-        _Field(batch.query_starts_S1, extra=1),
-        _Field(batch.block_starts_S),
-        _Field(batch.sample_rows_R),
-        _Field(batch.sample_slots_R),
-        _Field(batch.blocks_B, None),
+    arrays = (
+        *(batch.token_ids_T, batch.fed_slots_T, batch.positions_T, batch.slots_T, batch.adapter_slots_T),
+        *(batch.context_lens_S, batch.query_starts_S1, batch.block_starts_S),
+        *(batch.sample_rows_R, batch.sample_slots_R, batch.blocks_B),
     )
+    # Padding has no place in the cache and no adapter, its sequences have no tokens, and what it samples is not kept.
+    padding = 0, _NONE, 0, _NONE, _NONE, 0, batch.num_tokens, 0, 0, _NONE, 0
+    return map(_Field, arrays, (*_SIZES, None), padding)
 
 
-_LAYOUT = (*((True, 0),) * 5, (False, 0), (False, 1), *((False, 0),) * 3)
-"""Of each field but the last: whether it has an entry for each token, else for each sequence, and how many beyond."""
+def _num_entries(max_tokens: int, max_rows: int, max_blocks: int) -> int:
+    return 5 * _aligned(max(max_tokens, max_rows)) + 5 * _aligned(max_rows + 1) + max_blocks
 
 
 def _aligned(size: int) -> int:

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harmonia.engine.backbone import Backbone
-from harmonia.engine.batch import Batch, Work, num_kept_places
+from harmonia.engine.batch import Batch, Schedule, Work, num_kept_places
 from harmonia.engine.cached import CachedDecoder
 from harmonia.engine.inputs import StepInputs, fetch, send
+from harmonia.engine.proposer import Proposer
 from harmonia.engine.requests import TokenScore, TopLogprob, unpack_ids
 from harmonia.engine.sampler import Sampler
 from harmonia.engine.steps import CachedModel, GraphedSteps, PlainSteps
@@ -61,14 +62,32 @@ class _Scores:
         ]
 
 
+class _Kept(NamedTuple):
+    """The ids that the device keeps, once the draft has proposed, on their way to the host."""
+
+    ids: Tensor
+    done: torch.cuda.Event | None
+
+    def proposals(self, batch: Batch) -> list[list[int]]:
+        """What each share of work was fed as proposals; whoever calls has waited for it."""
+        fed_T = batch.fed_slots_T
+        ids_T = np.where(fed_T >= 0, self.ids.numpy()[fed_T], batch.token_ids_T).tolist()
+        proposed, stop = list[list[int]](), 0
+        for work in batch.work:
+            stop += work.count
+            proposed.append(ids_T[stop - work.num_drafted : stop])
+        return proposed
+
+
 @dataclass(frozen=True, slots=True)
 class Launched:
     """A step on its way, with its results; `read` waits until they are on the host."""
 
+    schedule: Schedule
     batch: Batch
     ids_R: Tensor
-    proposals: tuple[Tensor, ...]
-    """Of each pass of the draft, what it sampled."""
+    kept: _Kept | None
+    """None: a draft did not run."""
     scored: tuple[int, ...]
     """Rows of `batch.generating` whose log-probability was asked for."""
     scores: _Scores | None
@@ -103,20 +122,31 @@ class Launched:
 
     def _generated(self) -> Iterator[tuple[Work, list[int]]]:
         """Work that samples, in the order of its rows, with what was proposed to it."""
-        proposed: dict[int, list[int]] = {}
-        for batch, ids_R in zip(self.batch.drafting, self.proposals, strict=True):
-            for work, token_id in zip(batch.generating, ids_R.tolist(), strict=True):
-                proposed.setdefault(work.sequence.request.seq_id, []).append(token_id)
-        for work in self.batch.work:
+        proposed = _proposals(self.batch, self.kept)
+        for work, ids in zip(self.batch.work, proposed, strict=True):
             if work.samples and work.sequence.generates:
-                known = work.sequence.tokens[work.start + 1 : work.start + 1 + work.num_drafted].tolist()
-                yield work, proposed.get(work.sequence.request.seq_id, known)
+                yield work, ids
 
 
-def _fitted(logits_RV: Tensor, vocab_size: int) -> Tensor:
-    """Logits of the target's vocabulary: models of one tokenizer may pad it to other sizes."""
-    missing = vocab_size - logits_RV.shape[1]
-    return F.pad(logits_RV, (0, missing), value=-torch.inf) if missing > 0 else logits_RV[:, :vocab_size].contiguous()
+def _proposals(batch: Batch, kept: _Kept | None) -> list[list[int]]:
+    if kept is not None and batch.num_drafted:
+        return kept.proposals(batch)
+    # Those that were looked up stand with the known tokens.
+    return [
+        work.sequence.tokens[work.start + work.count - work.num_drafted : work.start + work.count].tolist()
+        for work in batch.work
+    ]
+
+
+def _note_proposals(batch: Batch, kept: _Kept) -> None:
+    """Put proposals where penalties count tokens; waits for the draft, and only if somebody has any."""
+    if not any(work.num_drafted and work.sequence.needs_history for work in batch.work):
+        return
+    if kept.done is not None:
+        kept.done.synchronize()
+    for work, ids in zip(batch.work, kept.proposals(batch), strict=True):
+        stop = work.start + work.count
+        work.sequence.tokens[stop - len(ids) : stop] = ids
 
 
 def agreed(sampled: list[int], proposed: list[int]) -> tuple[int, ...]:
@@ -136,47 +166,64 @@ class Runner:
         num_places = num_kept_places(backbone.plan.scheduler.max_running)
         self._last_ids = torch.zeros(num_places, dtype=torch.int64, device=self._device)
         self._sampler = Sampler(self.decoder.config.vocab_size, self._device)
-        self._steps = self._steps_of(backbone)
-        self._draft = None if backbone.draft is None else backbone.draft.decoder
-        self._draft_steps = None if backbone.draft is None else self._steps_of(backbone.draft)
+        self._model, self._steps = self._steps_of(backbone)
+        self.proposer = None
+        """Runs the draft."""
+        if backbone.draft is not None:
+            self.proposer = Proposer(*self._steps_of(backbone.draft, is_draft=True), self._sampler)
 
-    def _steps_of(self, cached: CachedDecoder) -> GraphedSteps | PlainSteps:
+    def _steps_of(
+        self, cached: CachedDecoder, *, is_draft: bool = False
+    ) -> tuple[CachedModel, GraphedSteps | PlainSteps]:
         model = CachedModel(cached, self._last_ids, self.decoder.config.vocab_size)
-        return GraphedSteps(model) if self._device.type == "cuda" else PlainSteps(model)
+        return model, GraphedSteps(model, is_draft=is_draft) if self._device.type == "cuda" else PlainSteps(model)
+
+    def _all_steps(self) -> Iterator[tuple[CachedModel, GraphedSteps | PlainSteps]]:
+        yield self._model, self._steps
+        if self.proposer is not None:
+            yield self.proposer.model, self.proposer.steps
 
     @torch.inference_mode()
     def prepare(self) -> None:
-        """Compile and capture now what would otherwise delay the first requests."""
-        self._steps.prepare()
-        if self._draft_steps is not None:
-            self._draft_steps.prepare()
-        compile_together(self._draw, self._device)
-        self._draw()
+        """Compile and capture now what would otherwise delay the first requests, as far as that was not done."""
+        is_new = [steps.prepare() for _, steps in self._all_steps()]
+        if any(is_new):
+            compile_together(self._draw, self._device)
+            self._draw()
 
     def _draw(self) -> None:
         """From hidden states of zeros, as many as each graph gives."""
-        size, fmt = self.decoder.config.hidden_size, self.decoder.fmt
-        for num_rows in self._steps.sizes:
-            hidden_RE = torch.zeros(num_rows, size, dtype=fmt.dtype, device=self._device)
-            ids_R = sample(self.decoder.logits(hidden_RE), SamplingTensors())
-            remember(self._last_ids, torch.zeros_like(ids_R, dtype=torch.int32), ids_R)
+        for model, steps in self._all_steps():
+            size, dtype = model.decoder.config.hidden_size, model.decoder.fmt.dtype
+            for num_rows in steps.sizes:
+                hidden_RE = torch.zeros(num_rows, size, dtype=dtype, device=self._device)
+                ids_R = sample(model.logits(hidden_RE), SamplingTensors())
+                remember(self._last_ids, torch.zeros_like(ids_R, dtype=torch.int32), ids_R)
 
     def prepare_adapters(self) -> None:
-        """The same for steps with adapters."""
-        self._steps.prepare_adapters()
+        """The same for steps with adapters; a draft has none."""
+        self._steps.prepare(adapted=True)
+
+    def resize(self) -> None:
+        """Go by a new plan, of other instances."""
+        for _, steps in self._all_steps():
+            steps.resize()
 
     @torch.inference_mode()
-    def launch(self, batch: Batch) -> Launched:
+    def launch(self, schedule: Schedule) -> Launched:
         """Start a step; on a GPU this returns before the device is done."""
-        proposals = tuple(self._propose(item) for item in batch.drafting)
-        self._note_proposals(batch, proposals)
+        kept = self._propose(schedule)
+        batch = schedule.batch()
         inputs, hidden_TE = self._steps.run(batch)
+        if kept is not None:
+            _note_proposals(batch, kept)
         ids_R, scored, scores = self._sample(hidden_TE, inputs, batch)
         reading = [(work, first) for work, first in batch.starts() if work.sequence.reads_more]
         return Launched(
+            schedule=schedule,
             batch=batch,
             ids_R=ids_R,
-            proposals=proposals,
+            kept=kept,
             scored=scored,
             scores=scores,
             prompt_scores=self._prompt_scores(hidden_TE, reading),
@@ -189,28 +236,14 @@ class Runner:
             done=self._now(),
         )
 
-    def _propose(self, batch: Batch) -> Tensor:
-        """One pass of the draft: the next proposal of each row that samples."""
-        assert self._draft is not None and self._draft_steps is not None, "the scheduler drafts where there is a draft"
-        inputs, hidden_TE = self._draft_steps.run(batch)
-        if not batch.generating:
-            return torch.empty(0, dtype=torch.int64)
-        logits_RV = self._draft.logits(hidden_TE if batch.is_decode else hidden_TE[inputs.sample_rows_R])
-        # The same draw as the target's: where the two agree on the probabilities, they agree on the token.
-        logits_RV = _fitted(logits_RV, self.decoder.config.vocab_size)
-        ids_R = self._sampler(logits_RV, batch.generating, drafts=True)
-        remember(self._last_ids, inputs.sample_slots_R, ids_R)
-        return fetch(ids_R)
-
-    def _note_proposals(self, batch: Batch, proposals: tuple[Tensor, ...]) -> None:
-        """Put proposals where penalties count tokens; waits for the device, and only if somebody has any."""
-        if not any(work.num_drafted and work.sequence.needs_history for work in batch.work):
-            return
-        if self._device.type == "cuda":
-            torch.cuda.current_stream().synchronize()
-        for place, (item, ids_R) in enumerate(zip(batch.drafting, proposals, strict=True)):
-            for work, token_id in zip(item.generating, ids_R.tolist(), strict=True):
-                work.sequence.tokens[work.sequence.num_tokens + place] = token_id
+    def _propose(self, schedule: Schedule) -> _Kept | None:
+        """All passes of the draft, none of which waits for the one before it."""
+        if not schedule.drafting:
+            return None
+        assert self.proposer is not None, "the scheduler drafts where there is a draft"
+        for batch in schedule.passes():
+            self.proposer(batch)
+        return _Kept(fetch(self._last_ids), self._now())
 
     def _now(self) -> torch.cuda.Event | None:
         if self._device.type == "cpu":

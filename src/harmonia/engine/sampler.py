@@ -5,13 +5,15 @@ Shapes: R rows that sample, V vocabulary.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from harmonia.engine.batch import Work
 from harmonia.engine.inputs import send
-from harmonia.engine.sequence import COLDEST
+from harmonia.engine.sequence import COLDEST, Sequence
 from harmonia.kernels.sample import Penalties, SamplingTensors, sample
 from harmonia.kernels.splitmix import FACTORS, GOLDEN
 from harmonia.protocol.sampling import SamplingParams
@@ -20,12 +22,25 @@ _GOLDEN = np.uint64(GOLDEN)
 _FACTORS = (np.uint64(FACTORS[0]), np.uint64(FACTORS[1]))
 
 
+class _Fixed(NamedTuple):
+    """Settings that stay with a sequence from its first token to its last; see `SamplingTensors`."""
+
+    sequences: list[Sequence]
+    """Of each row."""
+    temperature_R: Tensor | None
+    top_k_R: Tensor | None
+    top_p_R: Tensor | None
+    min_p_R: Tensor | None
+
+
 class Sampler:
     """Samples the rows of a batch, each by its own request's settings."""
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self._vocab_size = vocab_size
         self._device = device
+        self._fixed: dict[bool, _Fixed] = {}
+        """What was sent for the last rows of the target and of the draft: most steps have the same ones again."""
 
     def __call__(self, logits_RV: Tensor, rows: tuple[Work, ...], *, drafts: bool = False) -> Tensor:
         """Next token of each row: ids_R, on the device. A draft does without penalties, whose counts it would lack."""
@@ -33,19 +48,34 @@ class Sampler:
         return sample(logits_RV, SamplingTensors() if greedy else self._tensors(rows, drafts=drafts))
 
     def _tensors(self, rows: tuple[Work, ...], *, drafts: bool) -> SamplingTensors:
-        params = [work.sequence.sampling for work in rows]
-        temperatures = [settings.temperature if settings.temperature >= COLDEST else 0.0 for settings in params]
-        random = any(temperatures)
+        sequences = [work.sequence for work in rows]
+        params = [sequence.sampling for sequence in sequences]
+        fixed = self._fixed.get(drafts)
+        if fixed is None or fixed.sequences != sequences:
+            fixed = self._fixed[drafts] = self._fix(sequences, params)
+        random = fixed.temperature_R is not None
         return SamplingTensors(
-            temperature_R=self._floats(temperatures) if random else None,
+            temperature_R=fixed.temperature_R,
             keys_R=self._keys(rows) if random else None,
-            top_k_R=self._top_k(params) if random else None,
-            top_p_R=self._optional([settings.top_p for settings in params], 1.0) if random else None,
-            min_p_R=self._optional([settings.min_p for settings in params], 0.0) if random else None,
+            top_k_R=fixed.top_k_R,
+            top_p_R=fixed.top_p_R,
+            min_p_R=fixed.min_p_R,
             bias=self._bias(params),
             banned=self._banned(rows),
             penalties=None if drafts else self._penalties(rows),
             masks=self._masks(rows),
+        )
+
+    def _fix(self, sequences: list[Sequence], params: list[SamplingParams]) -> _Fixed:
+        temperatures = [settings.temperature if settings.temperature >= COLDEST else 0.0 for settings in params]
+        if not any(temperatures):
+            return _Fixed(sequences, None, None, None, None)
+        return _Fixed(
+            sequences,
+            temperature_R=self._floats(temperatures),
+            top_k_R=self._top_k(params),
+            top_p_R=self._optional([settings.top_p for settings in params], 1.0),
+            min_p_R=self._optional([settings.min_p for settings in params], 0.0),
         )
 
     def _keys(self, rows: tuple[Work, ...]) -> Tensor:

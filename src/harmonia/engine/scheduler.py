@@ -11,13 +11,12 @@ from __future__ import annotations
 import bisect
 import heapq
 import time
-from dataclasses import replace
 
 import numpy as np
 
 from harmonia.cache import BlockPool, SessionTable
 from harmonia.config import SchedulerConfig
-from harmonia.engine.batch import Batch, Work, build_batch
+from harmonia.engine.batch import Schedule, Work
 from harmonia.engine.drafting import DraftScheduler
 from harmonia.engine.sequence import Sequence, State
 from harmonia.errors import OverloadedError
@@ -126,15 +125,22 @@ class Scheduler:
 
     # ------------------------------------------------------------------------------------------- one step
 
-    def schedule(self) -> Batch | None:
-        """The next step's batch, or None when nothing can run."""
+    def needs_results(self) -> bool:
+        """Choose how many tokens the next step proposes; whether what is on its way must be read before.
+
+        To be asked once, before `schedule`.
+        """
+        return self._drafts.choose(len(self.running) + len(self.waiting), self._config.max_running)
+
+    def schedule(self) -> Schedule | None:
+        """Who runs in the next step, or None when nothing can."""
         decodes: list[Sequence] = []
         prefills: list[Sequence] = []
         for sequence in self.running:
             if not sequence.is_blocked:
                 (decodes if sequence.num_remaining == 1 else prefills).append(sequence)
         num_preemptions = self.num_preemptions
-        self._drafts.begin(decodes)
+        self._drafts.begin()
         work, budget = self._continue_each(decodes, self._budget)
         # While others generate, a long prompt must not stall them.
         budget = min(budget, self._prefill_budget) if work else self._budget
@@ -145,15 +151,10 @@ class Scheduler:
         self._admit(work, budget)
         if not work:
             return None
-        batch = build_batch(work, self._block_table, self.pool.block_size)
-        if not self._drafts.num_steps:
-            return batch
-        passes = self._drafts.passes(work)
-        drafting = (
-            build_batch(item, self._block_table, self.pool.block_size, keep_as=place)
-            for place, item in enumerate(passes, start=1)
+        drafts = self._drafts
+        return Schedule(
+            work, self._block_table, self.pool.block_size, drafts.passes(work), drafts.choice, drafts.is_typical
         )
-        return replace(batch, num_draft_steps=self._drafts.num_steps, drafting=tuple(drafting))
 
     def _continue_each(self, sequences: list[Sequence], budget: int) -> tuple[list[Work], int]:
         """What they do in this step, and the budget that is left."""
@@ -178,7 +179,7 @@ class Scheduler:
     def _continue(self, sequence: Sequence, budget: int) -> Work | None:
         if sequence.state is not State.RUNNING:
             return None  # preempted for an older one in this very step
-        num_drafted = self._num_drafted(sequence, budget - 1) if self._drafts.num_steps else 0
+        num_drafted = self._num_drafted(sequence, budget - 1) if self._drafts.choice.num_steps else 0
         count = min(sequence.num_remaining, budget) + num_drafted
         needed = self._blocks_needed(sequence, count)
         while needed and needed > self.pool.num_available:
@@ -291,7 +292,7 @@ class Scheduler:
         sequence.num_computed += count
         if samples:
             sequence.num_sampling += 1 + num_drafted
-        return Work(sequence, start, count, sequence.epoch, samples, num_drafted)
+        return Work(sequence, start, count, sequence.epoch, samples, num_drafted, apart=num_drafted > 0)
 
     def _blocks_needed(self, sequence: Sequence, count: int) -> int:
         num_blocks = -(-(sequence.num_computed + count) // self.pool.block_size)

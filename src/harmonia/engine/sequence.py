@@ -168,11 +168,23 @@ class Sequence:
         return self.request.constrained and self.num_generated + self.num_sampling not in self.masks
 
     @property
+    def may_draft(self) -> bool:
+        """Tokens may be proposed for it: a grammar's mask is known for the next one only."""
+        is_wanted = self.instance.drafter is not None and self.draft_limit > 0
+        return is_wanted and self.generates and not self.request.constrained
+
+    @property
+    def draft_limit(self) -> int:
+        """Tokens that may be proposed for it at a time, as its instance was made and its request wants."""
+        made, wanted = self.instance.num_draft_steps, self.request.num_draft_steps
+        return made if wanted is None else min(made, wanted)
+
+    @property
     def max_draft_steps(self) -> int:
-        """Tokens that may be proposed for it now: a grammar's mask is known for the next one only."""
-        if self.request.constrained or not self.generates:
+        """Tokens that may be proposed for it now."""
+        if not self.may_draft:
             return 0
-        return min(self.instance.num_draft_steps, self.max_total - self.num_tokens - 1)
+        return min(self.draft_limit, self.max_total - self.num_tokens - 1)
 
     @property
     def awaits_first_token(self) -> bool:

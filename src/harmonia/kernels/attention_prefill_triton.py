@@ -135,6 +135,21 @@ def prefill_tiles(
     return torch.from_numpy(np.stack(columns, axis=1)[order_I].astype(np.int32))
 
 
+def tiles_on_device(query_starts_S1: Tensor, num_tokens: int, queries_per_tile: int) -> Tensor:
+    """`prefill_tiles` where the host knows no lengths: as many as there can be, those left over without queries."""
+    starts_S, queries_S = query_starts_S1[:-1], query_starts_S1.diff()
+    tiles_S = (queries_S + (queries_per_tile - 1)) // queries_per_tile
+    ends_S = tiles_S.cumsum(0)
+    index_I = torch.arange(num_tokens // queries_per_tile + len(starts_S), device=query_starts_S1.device)
+    sequence_I = torch.searchsorted(ends_S, index_I, right=True)
+    is_used_I = sequence_I < len(starts_S)
+    sequence_I = sequence_I.clamp(max=len(starts_S) - 1)
+    first_I = (index_I - (ends_S - tiles_S)[sequence_I]) * queries_per_tile
+    back_I = queries_S[sequence_I] - first_I
+    count_I = torch.where(is_used_I, back_I.clamp(max=queries_per_tile), 0)
+    return torch.stack((sequence_I, starts_S[sequence_I] + first_I, count_I, back_I), dim=1).int()
+
+
 @triton.jit(do_not_specialize=["num_tokens", "window"])
 def _prefill(
     q_ptr,
@@ -168,6 +183,8 @@ def _prefill(
     kv_head = tl.program_id(0)
     tiles_ptr += 4 * tl.program_id(1)
     sequence, first_token, count = tl.load(tiles_ptr), tl.load(tiles_ptr + 1), tl.load(tiles_ptr + 2)
+    if count == 0:
+        return  # left over, in a graph
     length = tl.load(lens_ptr + sequence)
     first = length - tl.load(tiles_ptr + 3)  # the position of the first query
     stop = tl.where(length > 0, first + count, 0)

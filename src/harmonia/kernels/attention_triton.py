@@ -19,6 +19,7 @@ from harmonia.kernels.attention_prefill_triton import (
     prefill_attention,
     prefill_choice,
     prefill_tiles,
+    tiles_on_device,
 )
 from harmonia.kernels.packed_attention_cuda import cudnn_usable, packed_attention_cudnn
 
@@ -77,6 +78,8 @@ def _tiles(layout: PagedLayout, choice: PrefillChoice, sharing: int) -> Tensor:
             row_S = torch.arange(layout.num_decodes, dtype=torch.int32, device=layout.slots_T.device)
             one_S = torch.ones_like(row_S)
             tiles_I4 = torch.stack((row_S, row_S, one_S, one_S), dim=1)
+        elif not layout.query_lens:
+            tiles_I4 = tiles_on_device(layout.query_starts_S1, len(layout.slots_T), queries)
         else:
             first = 0 if layout.invariant else layout.num_decodes
             tiles_I4 = prefill_tiles(layout.query_lens, layout.context_lens, queries, first)

@@ -22,7 +22,7 @@ def fed_ids(token_ids_T: Tensor, fed_slots_T: Tensor, last_ids_S: Tensor, impl: 
 
 
 def remember(last_ids_S: Tensor, slots_R: Tensor, ids_R: Tensor, impl: Impl = "auto") -> None:
-    """Write each row's sampled id to its slot."""
+    """Write each row's sampled id to its slot; for slot -1, which only padding has, nobody may read the last one."""
     if impl == "triton" or (impl == "auto" and _usable(last_ids_S)):
         from harmonia.kernels.feed_triton import put_ids
 

@@ -21,7 +21,7 @@ def take_fed(token_ids_T: Tensor, fed_slots_T: Tensor, last_ids_S: Tensor) -> Te
 
 
 def put_ids(last_ids_S: Tensor, slots_R: Tensor, ids_R: Tensor) -> None:
-    """last_ids_S[slots_R] = ids_R."""
+    """last_ids_S[slots_R] = ids_R, where there is a slot."""
     num_rows = ids_R.shape[0]
     if num_rows:
         _put_ids[(triton.cdiv(num_rows, _BLOCK),)](last_ids_S, slots_R, ids_R, num_rows, _BLOCK)
@@ -41,5 +41,5 @@ def _take_fed(token_ids_ptr, fed_slots_ptr, last_ids_ptr, ids_ptr, num_tokens, B
 def _put_ids(last_ids_ptr, slots_ptr, ids_ptr, num_rows, BLOCK: tl.constexpr):
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < num_rows
-    slot = tl.load(slots_ptr + row, inside, 0)
-    tl.store(last_ids_ptr + slot, tl.load(ids_ptr + row, inside, 0), inside)
+    slot = tl.load(slots_ptr + row, inside, -1)
+    tl.store(last_ids_ptr + slot, tl.load(ids_ptr + row, inside, 0), inside & (slot >= 0))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 _PROCESSORS = 132
 _MANY_FEATURES = 6144
 _MIN_PART = 256  # fewer input features are not worth a sum of their own
+_SMALL_WEIGHT = 8 << 20  # numbers: two tokens read it one by one, the second one from the L2 cache
 
 
 class Choice(NamedTuple):
@@ -77,6 +78,8 @@ def fastest(num_tokens: int, num_in: int, num_out: int) -> Choice | None:
     What was seen on all sizes is done on others too: one token is faster without tensor cores, and where there are many
     output features few tokens are faster in small tiles.
     """
+    if num_tokens == 2 and num_out * num_in <= _SMALL_WEIGHT:
+        num_tokens = 1
     known = _table().get((num_out, num_in))
     if known is not None:
         return known.get(next((bucket for bucket in _BUCKETS if num_tokens <= bucket), 0))

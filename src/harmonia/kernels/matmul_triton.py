@@ -41,8 +41,9 @@ def product(
     if gate and choice.block_n == 1:
         choice = choice._replace(block_n=2)
     if choice.block_t == 1:
-        _row_product[(triton.cdiv(num_out, choice.block_n), num_tokens)](
-            *(x_TK, weight_NK, bias_N, y_TN, num_out, num_in, x_TK.stride(0), weight_NK.stride(0), y_TN.stride(0)),
+        _row_product[(triton.cdiv(num_out, choice.block_n) * num_tokens,)](
+            *(x_TK, weight_NK, bias_N, y_TN, num_tokens, num_out, num_in),
+            *(x_TK.stride(0), weight_NK.stride(0), y_TN.stride(0)),
             *(choice.block_n, choice.block_k, num_in % choice.block_k == 0, gate or ""),
             num_warps=choice.warps,
             num_stages=choice.stages,
@@ -250,6 +251,7 @@ def _row_product(
     weight_ptr,
     bias_ptr,
     y_ptr,
+    num_tokens,
     num_out,
     num_in,
     x_stride,
@@ -260,9 +262,10 @@ def _row_product(
     EVEN: tl.constexpr,
     GATE: tl.constexpr,
 ):
-    """One token times some rows of the weight, without tensor cores."""
-    n = _weight_rows(tl.program_id(0), num_out, BLOCK_N, GATE)
-    x_ptr += tl.program_id(1).to(tl.int64) * x_stride
+    """One token times some rows of the weight, without tensor cores. Tokens take turns: the cache then has the rows."""
+    token, tile_n = tl.program_id(0) % num_tokens, tl.program_id(0) // num_tokens
+    n = _weight_rows(tile_n, num_out, BLOCK_N, GATE)
+    x_ptr += token.to(tl.int64) * x_stride
     weight_ptr += n.to(tl.int64)[:, None] * weight_stride
     k = tl.arange(0, BLOCK_K)
     total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
@@ -275,6 +278,6 @@ def _row_product(
             x = tl.load(x_ptr + first + k, inside, 0.0)
             weight = tl.load(weight_ptr + first + k[None, :], inside[None, :], 0.0, eviction_policy="evict_first")
         total += weight.to(tl.float32) * x.to(tl.float32)[None, :]
-    y_ptr += tl.program_id(1).to(tl.int64) * y_stride
+    y_ptr += token.to(tl.int64) * y_stride
     sums = tl.sum(total, axis=1)[None, :]
-    _finish(sums, bias_ptr, n, y_ptr, True, tl.program_id(0), num_out, 1, BLOCK_N, GATE)
+    _finish(sums, bias_ptr, n, y_ptr, True, tile_n, num_out, 1, BLOCK_N, GATE)

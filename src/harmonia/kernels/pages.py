@@ -26,8 +26,9 @@ class LayerCache:
 class PagedLayout:
     """Where the tokens of a batch stand in the cache. Sequences with a single token (decodes) come first.
 
-    In a captured graph every sequence is a decode and the host knows no lengths. A row that only fills up its batch
-    size has the slot -1 and no context: nothing is written for it, and its attention is zero.
+    In a captured graph the host knows no lengths, and either every sequence is a decode or none is treated as one. A
+    decode that only fills up its batch size has the slot -1 and no context: nothing is written for it, and its
+    attention is zero. Other padding is tokens of no sequence, whose attention is anything, and empty sequences.
     """
 
     slots_T: Tensor

@@ -3,7 +3,10 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from benchmarks.cli import main
+from benchmarks.gpu.drafting import right_share
 
 TINY = ["gpu", "--device", "cpu", "--model", "tiny", "--n", "1,4"]
 
@@ -24,7 +27,27 @@ def test_each_row_has_its_figures(tmp_path: Path) -> None:
     assert rows["tiny/bf16/train 2x128"]["layers_kept"] == 2
 
 
+def test_drafts_propose_what_was_recorded(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    command = ["specdec", "--device", "cpu", "--model", "tiny", "--n", "1,4", "--out", str(out)]
+    assert main(command) == 0
+    rows = {row["key"]: row for row in map(json.loads, out.read_text(encoding="utf-8").splitlines())}
+    for n in (1, 4):
+        assert rows[f"tiny/bf16/specdec n={n} plain"]["tok_s"]
+        for acceptance in (0.8, 0.7, 0.6, 0.0):
+            row = rows[f"tiny/bf16/specdec n={n} acceptance {acceptance}"]
+            assert row["ratio"] and (row["accepted"] == 0 or acceptance)
+    assert rows["tiny/bf16/specdec divergence"]["differ"] == 0, "fp32"
+
+
+@pytest.mark.parametrize("acceptance", [0.0, 0.3, 0.6, 0.8, 1.0])
+def test_proposals_are_right_as_often_as_wished(acceptance: float) -> None:
+    share = right_share(acceptance, 4)
+    assert sum(share**place for place in range(1, 5)) / 4 == pytest.approx(acceptance, abs=1e-4)
+
+
 def test_steps_are_traced(tmp_path: Path) -> None:
-    texts = run(tmp_path, "--trace", "decode,train")
+    texts = run(tmp_path, "--trace", "decode,train,specdec")
     assert "us/step" in str(texts["tiny/trace decode n=1"]["text"])
+    assert "us/step" in str(texts["tiny/trace specdec n=1"]["text"])
     assert "2 of 2 layers kept" in str(texts["tiny/trace train"]["text"])

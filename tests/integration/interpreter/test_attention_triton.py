@@ -104,6 +104,21 @@ def test_rows_of_a_graph_without_a_sequence_give_zeros(invariant, num_rows):
     assert not actual[3:].any()
 
 
+@settings(max_examples=8)
+@given(LENS, WINDOWS, st.sampled_from((0, 1, 30)), st.sampled_from((0, 1, 5)), st.booleans())
+def test_prompts_of_a_graph_see_what_they_see_without_one(lens, window, more_tokens, more_sequences, invariant):
+    torch.manual_seed(0)
+    layout, num_blocks = layout_of(lens, 16)
+    cache = cache_of(num_blocks, 16, 2, 16)
+    num_tokens, num_sequences = len(layout.slots_T) + more_tokens, len(lens) + more_sequences
+    q_THD = torch.randn(num_tokens, 4, 16)
+    expected = paged_attention(q_THD[: len(layout.slots_T)], cache, layout, 0.25, window, impl="eager")
+    poison_unused(cache, layout, 16)
+    captured = graph_layout(layout, num_tokens, invariant, num_sequences)
+    actual = paged_attention(q_THD, cache, captured, 0.25, window, impl="triton")
+    assert_close(actual[: len(expected)], expected, tolerance=1e-5)
+
+
 @pytest.mark.parametrize("heads", [(4, 2), (3, 1)])
 @pytest.mark.parametrize("window", [0, 37])
 def test_invariant_results_are_the_same_bits_in_any_chunk_and_pack(heads, window, monkeypatch):
@@ -187,3 +202,13 @@ def test_tiles_cover_every_query_once_with_the_longest_walk_first():
     assert tokens == list(range(2, 110))
     walks = [context_lens[sequence] - back + count for sequence, _, count, back in tiles]
     assert walks == sorted(walks, reverse=True) == [300, 70, 64, 33, 32, 32]
+
+
+@given(st.lists(st.integers(0, 70), min_size=1, max_size=6), st.sampled_from((1, 16, 32)), st.integers(0, 3))
+def test_tiles_of_unknown_lengths_are_those_of_known_ones_and_empty_ones(query_lens, queries, num_missing):
+    from harmonia.kernels.attention_prefill_triton import prefill_tiles, tiles_on_device
+
+    known = prefill_tiles(tuple(query_lens), tuple(query_lens), queries, 0).tolist()
+    starts_S1 = torch.tensor([0, *query_lens, *[0] * num_missing], dtype=torch.int32).cumsum(0).int()
+    found = tiles_on_device(starts_S1, sum(query_lens) + 7, queries).tolist()
+    assert sorted(tile for tile in found if tile[2]) == sorted(known)

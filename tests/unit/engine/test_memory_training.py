@@ -9,7 +9,7 @@ import pytest
 
 from harmonia.config import CacheConfig, EngineConfig
 from harmonia.engine.memory import InstanceNeed, Plan, make_plan
-from harmonia.engine.needs import training_need
+from harmonia.engine.needs import TeacherSize, training_need
 from harmonia.errors import InsufficientMemoryError, InvalidRequestError
 from harmonia.models.sizes import lora_parameters, num_parameters
 from tests.unit.engine.tiny import MODEL
@@ -98,6 +98,22 @@ def test_a_snapshot_of_all_weights_is_a_copy() -> None:
     frozen = InstanceNeed(name="old", mode="inference", full=True)
     made = rows(plan(frozen))
     assert made["old: weights"] == sum(size for name, size in made.items() if name.startswith("weights"))
+
+
+def test_a_teacher_takes_room_for_a_full_micro_batch_and_several_share_it() -> None:
+    def learning(*teachers: TeacherSize) -> Plan:
+        return plan(msgspec.structs.replace(lora(2048), teachers=teachers), available=64 * GIB)
+
+    fmt = plan(lora()).fmt
+    small, large = (
+        TeacherSize(msgspec.structs.replace(BIG, hidden_size=size, intermediate_size=4 * size), fmt)
+        for size in (2048, 8192)
+    )
+    none, one, both = learning(), learning(small), learning(small, large)
+    assert one.memory.total_bytes - none.memory.total_bytes >= small.states_bytes(2048)
+    assert both.memory.total_bytes > one.memory.total_bytes
+    assert both.memory.rows == learning(large).memory.rows, "the passes of several follow each other"
+    assert {row.name for row in one.memory.rows} == {row.name for row in none.memory.rows}
 
 
 def test_fewer_targets_take_less() -> None:

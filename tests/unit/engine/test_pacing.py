@@ -7,7 +7,7 @@ import torch
 
 from harmonia.engine import pacing
 from harmonia.engine.pacing import Pacer
-from harmonia.train.microbatch import Slice
+from harmonia.train.packing import Slice
 
 CPU = torch.device("cpu")
 KINDS = {"forward": 0.004, "head": 0.016, "backward": 0.012}

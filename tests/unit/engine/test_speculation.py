@@ -18,18 +18,19 @@ def run(acceptance: float, seconds_per_proposal: float, *, num_sequences: int = 
     """Tokens per second against plain decoding at 1 s a step, once the choice has settled."""
     random = np.random.default_rng(0)
     speculation = Speculation(STEPS)
-    tokens, seconds = 0, 0.0
+    all_tokens, all_seconds = 0, 0.0
     for step in range(num_steps):
-        num_proposed = speculation.num_steps(num_sequences)
-        took = 1 + seconds_per_proposal * num_proposed
-        speculation.observe(num_sequences, num_proposed, took)
+        choice = speculation.choose(num_sequences)
+        seconds, tokens = 1 + seconds_per_proposal * choice.num_steps, num_sequences
         for _ in range(num_sequences):
-            wrong = np.flatnonzero(random.random(num_proposed) >= acceptance)
-            num_accepted = int(wrong[0]) if len(wrong) else num_proposed
-            speculation.note(num_proposed, num_accepted)
-            tokens += (1 + num_accepted) * (step >= num_steps // 2)
-        seconds += took * (step >= num_steps // 2)
-    return tokens / num_sequences / seconds
+            wrong = np.flatnonzero(random.random(choice.num_steps) >= acceptance)
+            num_accepted = int(wrong[0]) if len(wrong) else choice.num_steps
+            speculation.note(choice.num_steps, num_accepted)
+            tokens += num_accepted
+        speculation.observe(choice, seconds, tokens / num_sequences)
+        all_tokens += tokens * (step >= num_steps // 2)
+        all_seconds += seconds * (step >= num_steps // 2)
+    return all_tokens / num_sequences / all_seconds
 
 
 def best(acceptance: float, seconds_per_proposal: float) -> float:
@@ -49,23 +50,91 @@ def test_it_proposes_about_as_many_as_pay(acceptance: float, cost: float, num_se
     assert found > 0.9 * best(acceptance, cost)
 
 
+def steps(
+    speculation: Speculation, count: int, *, is_right: bool, cost: float = 0.2, num_sequences: int = 1
+) -> list[int]:
+    """Proposals of so many steps, of which all or none are right; each costs so much more than a step without."""
+    chosen = []
+    for _ in range(count):
+        choice = speculation.choose(num_sequences)
+        num_right = choice.num_steps if is_right else 0
+        speculation.note(choice.num_steps, num_right)
+        speculation.observe(choice, 1 + cost * choice.num_steps, 1 + num_right)
+        chosen.append(choice.num_steps)
+    return chosen
+
+
 def test_it_comes_back_when_proposals_become_right_again() -> None:
     speculation = Speculation(STEPS)
     for is_right in (True, False, True):
-        for _ in range(4000):
-            num_proposed = speculation.num_steps(1)
-            speculation.observe(1, num_proposed, 1 + 0.2 * num_proposed)
-            speculation.note(num_proposed, num_proposed if is_right else 0)
-        chosen = [speculation.num_steps(1) for _ in range(300)]
+        steps(speculation, 4000, is_right=is_right)
+        chosen = steps(speculation, 300, is_right=is_right)
         assert (np.median(chosen) >= 4) == is_right
+
+
+def test_most_and_none_are_tried_before_anything_is_decided() -> None:
+    for is_right in (False, True):
+        assert steps(Speculation(STEPS), 6, is_right=is_right) == [STEPS] * 3 + [0] * 3
+
+
+def test_trials_cost_a_hundredth_of_the_time() -> None:
+    speculation = Speculation(STEPS)
+    steps(speculation, 100, is_right=False, cost=2.0)
+    chosen = np.array(steps(speculation, 20_000, is_right=False, cost=2.0))
+    assert 0 < (2.0 * chosen).sum() < 0.011 * len(chosen)
+
+
+def test_a_trial_is_not_in_earnest_where_nothing_is_proposed() -> None:
+    speculation = Speculation(STEPS)
+    steps(speculation, 30, is_right=False)
+    choices = []
+    for _ in range(2000):
+        choices.append(choice := speculation.choose(1))
+        speculation.note(choice.num_steps, 0)
+        speculation.observe(choice, 1 + choice.num_steps, 1)
+    assert {choice.in_earnest for choice in choices if choice.num_steps} == {False}
+
+
+def test_what_held_up_single_steps_does_not_stop_proposals() -> None:
+    speculation = Speculation(STEPS)
+    steps(speculation, 100, is_right=True)
+    for _ in range(20):
+        speculation.observe(speculation.choose(1), 100.0, 5)
+        chosen = steps(speculation, 40, is_right=True)
+    assert np.median(chosen) >= 4
+
+
+def test_steps_that_are_not_typical_do_not_tell_what_typical_ones_cost() -> None:
+    speculation = Speculation(STEPS)
+    for index in range(400):
+        choice = speculation.choose(1)
+        speculation.note(choice.num_steps, choice.num_steps)
+        is_typical = index % 2 == 0
+        speculation.observe(
+            choice, 1 + 0.2 * choice.num_steps * (1 if is_typical else 50), 1 + choice.num_steps, is_typical=is_typical
+        )
+    assert np.median(steps(speculation, 50, is_right=True)) >= 4
+
+
+def test_no_more_is_proposed_than_there_is_room_for() -> None:
+    speculation = Speculation(STEPS)
+    assert max(speculation.choose(1, most=3).num_steps for _ in range(200)) == 3
+    assert speculation.choose(1, most=0).num_steps == 0
+
+
+def test_a_trial_ends_where_none_of_its_steps_is_measured() -> None:
+    """Where prompts come all the time, no step is one of decodes only."""
+    speculation = Speculation(STEPS)
+    steps(speculation, 400, is_right=False)
+    while (choice := speculation.choose(1)).num_steps == 0:
+        speculation.observe(choice, 1.0, 1)
+    chosen = [speculation.choose(1).num_steps for _ in range(200)]
+    assert any(chosen[:20]) and not any(chosen[50:])
 
 
 def test_nothing_is_proposed_where_nobody_has_a_draft() -> None:
     speculation = Speculation(STEPS)
-    for _ in range(200):
-        num_proposed = speculation.num_steps(4, share=0.0)
-        speculation.observe(4, num_proposed, 1 + 0.1 * num_proposed)
-    assert np.median([speculation.num_steps(4, share=0.0) for _ in range(50)]) == 0
+    assert not any(speculation.choose(4, share=0.0).num_steps for _ in range(200))
 
 
 def test_what_followed_the_latest_and_longest_match_is_proposed() -> None:

@@ -63,17 +63,23 @@ def packed_cache(
     return layout, cache, row
 
 
-def graph_layout(layout: PagedLayout, num_rows: int, invariant: bool) -> PagedLayout:
-    """Of decodes, filled up to `num_rows` as for a captured graph, and with nothing known on the host."""
-    missing = num_rows - layout.num_decodes
+def graph_layout(
+    layout: PagedLayout, num_tokens: int, invariant: bool, num_sequences: int | None = None
+) -> PagedLayout:
+    """Filled up as for a captured graph, with nothing known on the host: decodes, or prompts of so many sequences."""
+
+    def filled(known: torch.Tensor, size: int, padding: int) -> torch.Tensor:
+        return torch.cat((known, torch.full((size - len(known),), padding, dtype=known.dtype)))
+
+    num_rows = num_tokens if num_sequences is None else num_sequences
     return PagedLayout(
-        slots_T=torch.cat((layout.slots_T, torch.full((missing,), -1))),
-        blocks_B=torch.cat((layout.blocks_B, torch.full((7,), 10**9, dtype=torch.int32))),
-        block_starts_S=torch.cat((layout.block_starts_S, torch.zeros(missing, dtype=torch.int32))),
-        context_lens_S=torch.cat((layout.context_lens_S, torch.zeros(missing, dtype=torch.int32))),
-        query_starts_S1=torch.zeros(num_rows + 1, dtype=torch.int32),
+        slots_T=filled(layout.slots_T, num_tokens, -1),
+        blocks_B=filled(layout.blocks_B, len(layout.blocks_B) + 7, 10**9),
+        block_starts_S=filled(layout.block_starts_S, num_rows, 0),
+        context_lens_S=filled(layout.context_lens_S, num_rows, 0),
+        query_starts_S1=filled(layout.query_starts_S1, num_rows + 1, len(layout.slots_T)),
         query_lens=(),
         context_lens=(),
-        num_decodes=num_rows,
+        num_decodes=num_tokens if num_sequences is None else 0,
         invariant=invariant,
     )

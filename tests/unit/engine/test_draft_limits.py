@@ -1,0 +1,49 @@
+"""A request may want fewer proposals than its model was spawned for, or none; the answer is the same."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from harmonia.engine.requests import SequenceRequest, pack_ids
+from harmonia.protocol.sampling import SamplingParams
+from tests.unit.engine.runtime import Bench
+from tests.unit.models.tiny import reference_model
+
+PROMPT = [3, 5, 8, 13, 21] * 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path: Path = tmp_path_factory.mktemp("models") / "target"
+    reference_model("llama").save_pretrained(path)
+    return str(path)
+
+
+def asked(folder: str, wanted: int | None) -> tuple[list[int], list[int]]:
+    """The answer, and how many tokens were proposed in each step. The draft is the model itself: always right."""
+    bench = Bench()
+    bench.spawn("model", folder, draft=folder, num_draft_steps=4)
+    sampling = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
+    request = SequenceRequest(
+        seq_id=1,
+        model="model",
+        token_ids=pack_ids(tuple(PROMPT)),
+        sampling=sampling,
+        arrival_s=time.monotonic(),
+        num_draft_steps=wanted,
+    )
+    bench.runtime.add(request)
+    bench.drain()
+    return bench.tokens(1), [output.num_drafted for output in bench.outputs[1]]
+
+
+def test_a_request_says_how_many_tokens_are_proposed(folder: str) -> None:
+    plain, nothing = asked(folder, 0)
+    assert set(nothing) == {0}
+    for wanted, most in ((1, 1), (3, 3), (None, 4), (8, 4)):
+        answer, proposed = asked(folder, wanted)
+        assert answer == plain
+        assert max(proposed) == most
