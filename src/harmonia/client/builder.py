@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Self, SupportsIndex
 
 import msgspec
 
@@ -41,6 +41,7 @@ class BuilderArgs(msgspec.Struct, frozen=True, kw_only=True):
     override_with_scalar_head: bool = False
     use_adapter: bool | None = None
     adapter: AdapterSpec = AdapterSpec()
+    keep_layers: tuple[int, ...] | None = None
     with_draft: str | None = None
     num_draft_steps: int | None = None
     extra_params: dict[str, Any] = {}
@@ -91,6 +92,15 @@ class ModelBuilder:
             raise InvalidRequestError(f"rank must be at least 1, got {rank}", field="rank")
         spec = AdapterSpec(rank=int(rank), alpha=None if alpha is None else float(alpha), targets=tuple(targets))
         return self._with(use_adapter=bool(use_adapter), adapter=spec)
+
+    def keep_layers(self, layers: Sequence[SupportsIndex]) -> Self:
+        """Cut the model down to some of its layers, counted from 0 and in rising order: the beginning of a draft.
+
+        Embedding, last norm and head stay. What comes out says little before it is trained (`train_distillation`);
+        `save` writes a complete model of so many layers. Spawning raises InvalidRequestError for layers that the model
+        does not have.
+        """
+        return self._with(keep_layers=tuple(layer.__index__() for layer in layers))
 
     def with_draft(self, draft_model_path: str, num_draft_steps: int = DEFAULT_DRAFT_STEPS) -> Self:
         """Have a smaller model propose up to 1 to 8 tokens per step; answers are the same with it and without.
@@ -181,6 +191,7 @@ class ModelBuilder:
         args = self._args
         return SpawnSpec(
             path=args.path,
+            keep_layers=args.keep_layers,
             use_adapter=args.use_adapter,
             adapter=msgspec.structs.replace(args.adapter, seed=args.extra_params.get("seed", args.adapter.seed)),
             scalar_head=args.override_with_scalar_head,

@@ -118,8 +118,10 @@ class HarmonyClient:
     def model(self, path: str, kv_cache_len: int | None = None, tokens_to_generate: int = 2048) -> ModelBuilder:
         """Describe a model to spawn.
 
-        path: `model_registry://key`, or a folder or file on the worker's machine. kv_cache_len: tokens of cache that
-        it must get; None takes what fits. tokens_to_generate: longest answer unless `max_gen_len` says otherwise.
+        path: `model_registry://key`, or a folder or file on the worker's machine. A draft that was saved for another
+        model is spawned for inference as that model with itself as the draft; what is trained is the draft.
+        kv_cache_len: tokens of cache that it must get; None takes what fits. tokens_to_generate: longest answer unless
+        `max_gen_len` says otherwise.
         """
         _check_path(path)
         if kv_cache_len is not None and kv_cache_len < 1:

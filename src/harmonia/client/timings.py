@@ -18,6 +18,12 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     """Mean time between two tokens; 0 for a single one."""
     spec_dec_acceptance_rate: float | None = None
     """Share of proposed tokens that were right; None where nothing was proposed."""
+    num_drafted_tokens: int = 0
+    """Tokens that a draft proposed."""
+    num_accepted_tokens: int = 0
+    """Those of them that were right."""
+    num_completion_tokens: int = 0
+    """Tokens of the answer."""
 
     @classmethod
     def of(cls, finished: Finished) -> Timings:
@@ -29,6 +35,9 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
             ttft_from_creation_ms=ttft,
             tbt_ms=(total - ttft) / max(1, usage.completion_tokens - 1),
             spec_dec_acceptance_rate=usage.accepted_tokens / usage.drafted_tokens if usage.drafted_tokens else None,
+            num_drafted_tokens=usage.drafted_tokens,
+            num_accepted_tokens=usage.accepted_tokens,
+            num_completion_tokens=usage.completion_tokens,
         )
 
     @property

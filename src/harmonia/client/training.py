@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import SupportsIndex
+from typing import SupportsIndex, get_args
 
 from harmonia.client.artifacts.base import ArtifactContext
 from harmonia.client.artifacts.model import ModelArtifact
@@ -26,6 +26,8 @@ from harmonia.protocol.instances import (
 from harmonia.protocol.losses import (
     LAST_TOKEN,
     PAIRED,
+    Distillation,
+    Divergence,
     Dpo,
     Grpo,
     Gspo,
@@ -123,6 +125,40 @@ class TrainingModel(InferenceModel):
         )
         await self._train(loss, wire(thread))
 
+    async def train_distillation(
+        self, thread: TokenizedThread, teacher: InferenceModel, *, divergence: Divergence = "forward_kl"
+    ) -> None:
+        """Bring this model's distribution q of the next token towards the teacher's p, at every weighted token.
+
+        The loss is the sum over these of weight * D(p || q), over the whole vocabulary, at temperature 1. divergence:
+        "forward_kl" (sum of p log(p / q)) makes q cover all that p may say, "reverse_kl" (sum of q log(q / p)) keeps q
+        to what p says, and "total_variation" (half the sum of |p - q|) is the share of tokens that speculative
+        sampling would reject. `optim_step` then tells `agreement` and `overlap`, too.
+
+        teacher: another model with the same tokenizer, spawned by the same client, larger or smaller, with or without
+        an adapter. One in training teaches with the weights that the calls before this one gave it. Its hidden states
+        and logits stay on the device. Vocabularies may be padded to different sizes: p and q are then over the ids
+        that both have.
+
+        Errors: TokenizerMismatchError; UnavailableError if the teacher is freed before this returns;
+        InsufficientMemoryError if there is no room for what this teacher makes of a full micro-batch, which the first
+        call reserves until this model is freed; InvalidRequestError for a teacher that scores or is this model itself.
+        """
+        if not isinstance(teacher, InferenceModel):
+            raise TypeError(f"teacher must be a model that was spawned, not {type(teacher).__name__}")
+        if divergence not in get_args(Divergence):
+            raise InvalidRequestError(
+                f"divergence is one of {', '.join(get_args(Divergence))}; got {divergence!r}", field="divergence"
+            )
+        teacher._instance.check()
+        if teacher._instance.session is not self._instance.session:
+            raise InvalidRequestError(
+                f"the teacher '{teacher._instance.name}' was spawned by another client; both models must be on one "
+                f"worker, so spawn it with the client that spawned '{self._instance.name}'",
+                field="teacher",
+            )
+        await self._train(Distillation(teacher=teacher._instance.name, divergence=divergence), wire(thread))
+
     async def train_tangents(
         self,
         tokens: Sequence[SupportsIndex],
@@ -173,7 +209,10 @@ class TrainingModel(InferenceModel):
 
         wd: decoupled weight decay. max_grad_norm: global norm to clip to. skip_nan_gradients: drop a gradient that is
         not finite instead of raising. Returns loss, grad_norm, num_tokens (weighted ones), num_input_tokens (all of
-        the samples, prompts included), num_samples and lr.
+        the samples, prompts included), num_samples and lr. Where something was distilled, also agreement (the share of
+        its weighted tokens where teacher and model find the same token most likely: what greedy decoding would accept
+        of a draft) and overlap (the mean over these tokens of the sum of min(p, q): the most that speculative sampling
+        can accept).
         """
         answer = await self._instance.ask(
             OptimStep,
@@ -221,13 +260,15 @@ class TrainingModel(InferenceModel):
         inference_only: bool = True,
         ctx: ArtifactContext | None = None,
         *,
+        merged: bool = False,
         draft_target: str | None = None,
         num_draft_steps: int | None = None,
     ) -> str:
         """Write it into the model registry, whole or not at all; returns the key for `model_registry://key`.
 
         inference_only=False adds what `load` needs to resume training. With a recipe's context the model becomes an
-        artifact of its job. The last two describe a draft model.
+        artifact of its job. merged=True adds an adapter to the weights that it changes and writes a whole model. The
+        last two describe a draft model.
         """
         info: JsonObject = {"draft_target": draft_target, "num_draft_steps": num_draft_steps}
         await self._instance.ask(
@@ -235,6 +276,7 @@ class TrainingModel(InferenceModel):
             Saved,
             key=model_name,
             inference_only=bool(inference_only),
+            merged=bool(merged),
             info={name: value for name, value in info.items() if value is not None},
         )
         if ctx is not None:

@@ -26,7 +26,8 @@ from harmonia.engine.requests import (
 )
 from harmonia.engine.saving import Saver
 from harmonia.engine.sequence import Drafter
-from harmonia.engine.training import Barrier, Trainer, mean_loss
+from harmonia.engine.teachers import TeacherModel
+from harmonia.engine.training import Barrier, Trainer
 from harmonia.errors import HarmoniaError, InvalidRequestError, SequenceTooLongError
 from harmonia.log import get_logger
 from harmonia.models.decoder import Decoder
@@ -134,22 +135,25 @@ class Instances:
 
     # -------------------------------------------------------------------------------------------- training
 
-    def train(self, request: TrainRequest, answer: Answer) -> None:
-        """Queue a training call; what is wrong with it is raised here."""
+    def train(self, request: TrainRequest, answer: Answer, teacher: TeacherModel | None = None) -> None:
+        """Queue a training call; what is wrong with it is raised here. teacher: of distillation."""
         trainer = self.trainer(request.instance)
         vocab_size = self.engine.backbone.decoder.config.vocab_size
         sides = tuple(_sample(side, request.loss, vocab_size) for side in request.sides)
-        longest, limit = (
-            max((side.num_tokens for side in sides), default=0),
-            self.engine.backbone.decoder.config.max_seq_len,
-        )
+        limit = self.engine.backbone.decoder.config.max_seq_len
+        longest = max((side.num_tokens for side in sides), default=0)
         if longest > limit:
             raise SequenceTooLongError(
                 f"the sample has {longest} tokens, and the model knows {limit} positions; leave it out or shorten it",
                 num_tokens=longest,
                 limit=limit,
             )
-        trainer.add(sides, request.loss, answer)
+        trainer.check(sides, request.loss)
+        if teacher is None:
+            trainer.add(sides, request.loss, answer)
+        else:
+            teacher.admit(trainer.name, sides)
+            teacher.lend(trainer.add(sides, request.loss, answer, teacher.weights))
 
     def optim_step(self, request: OptimStepRequest, answer: Answer) -> None:
         """Queue an optimizer step behind the calls before it."""
@@ -192,14 +196,7 @@ class Instances:
         grad_norm = trainer.weights.step(
             lr=request.lr, wd=request.wd, max_grad_norm=request.max_grad_norm, num_samples=trainer.num_samples
         )
-        metrics = {
-            "loss": mean_loss(trainer),
-            "num_tokens": float(trainer.num_tokens),
-            "num_input_tokens": float(trainer.num_input_tokens),
-            "num_samples": float(trainer.num_samples),
-            "lr": request.lr,
-            "grad_norm": grad_norm,
-        }
+        metrics = {**trainer.means(), "lr": request.lr, "grad_norm": grad_norm}
         trainer.drop_sums()
         if math.isfinite(metrics["grad_norm"]):
             self._publish(trainer)
@@ -244,7 +241,10 @@ class Instances:
             return True
 
         idle_is_backbone = changes and trainer.weights.idle_slot is None
-        trainer.queue.append(Barrier(answer, run, is_blocked, changes=changes, needs_quiet=idle_is_backbone))
+        borrowers = trainer.borrowers() if changes else ()
+        trainer.queue.append(
+            Barrier(answer, run, is_blocked, changes=changes, needs_quiet=idle_is_backbone, borrowers=borrowers)
+        )
 
     # ------------------------------------------------------------------------------------------ save, load
 
@@ -405,7 +405,12 @@ def resolve_spawn(name: str, spec: SpawnSpec, config: EngineConfig) -> tuple[Bac
     need = instance_need(name, spec, config.max_adapter_rank, is_adapter=base is not None)
     invariant = config.invariant if spec.invariant is None else spec.invariant
     draft = str(Path(spec.draft).resolve()) if spec.draft is not None and _drafter(spec) is Drafter.MODEL else None
-    return BackboneKey(path, spec.precision or config.precision, invariant, draft), need
+    if base is not None and spec.keep_layers is not None:
+        raise InvalidRequestError(
+            f"{spec.path} is an adapter, and keep_layers cuts whole models: leave it out, or spawn the adapter's base",
+            field="keep_layers",
+        )
+    return BackboneKey(path, spec.precision or config.precision, invariant, draft, spec.keep_layers), need
 
 
 def instance_need(name: str, spec: SpawnSpec, max_rank: int, *, is_adapter: bool) -> InstanceNeed:

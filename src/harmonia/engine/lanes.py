@@ -62,10 +62,10 @@ class Lanes:
         for lane in self._lanes:
             yield from lane.engine.backbone.instances
 
-    def of(self, name: str) -> Instances:
-        """Where an instance is; `UnknownModelError` lists those that exist."""
+    def of(self, name: str, field: str = "model") -> Instances:
+        """Where an instance is; `UnknownModelError` names the field that asked for it and lists those that exist."""
         for lane in self._lanes:
             if name in lane.engine.backbone.instances:
                 return lane
         known = ", ".join(map(repr, self.names()))
-        raise UnknownModelError(f"no model {name!r} here; there is {known or 'none'}", field="model")
+        raise UnknownModelError(f"no model {name!r} here; there is {known or 'none'}", field=field)

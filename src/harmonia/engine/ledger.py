@@ -43,7 +43,7 @@ class Ledger:
         model: ModelSource | ModelConfig,
         spec: SpawnSpec,
         need: InstanceNeed,
-        draft: ModelSource | None = None,
+        draft: ModelSource | ModelConfig | None = None,
     ) -> Plan:
         """The plan of a backbone that comes with an instance: read from a source, or copied from a decoder."""
         own = self._config
@@ -57,7 +57,7 @@ class Ledger:
         return self._plan(path, model, config, (need,), draft)
 
     def replan(self, lane: Instances, need: InstanceNeed | None, kv_cache_len: int | None = None) -> Plan:
-        """The plan of a loaded backbone with one more instance, and perhaps a larger cache."""
+        """The plan of a loaded backbone with one more instance, or one that needs more, and perhaps a larger cache."""
         backbone = lane.engine.backbone
         config = backbone.plan.config
         if kv_cache_len is not None and kv_cache_len > backbone.pool.num_blocks * backbone.pool.block_size:
@@ -68,7 +68,7 @@ class Ledger:
             backbone.source or backbone.decoder.config,
             config,
             available=self._room_beside(lane),
-            needs=(*lane.needs.values(), *(() if need is None else (need,))),
+            needs=tuple((lane.needs if need is None else {**lane.needs, need.name: need}).values()),
             num_blocks=backbone.pool.num_blocks,
             draft=None if backbone.draft is None else backbone.draft.decoder.config,
         )
@@ -81,7 +81,7 @@ class Ledger:
         model: ModelSource | ModelConfig,
         config: EngineConfig,
         needs: tuple[InstanceNeed, ...],
-        draft: ModelSource | None,
+        draft: ModelSource | ModelConfig | None,
     ) -> Plan:
         plan = make_plan(path.name, model, config, available=self._room_beside(None), needs=needs, draft=draft)
         if self._capacity is None:

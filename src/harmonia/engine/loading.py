@@ -71,6 +71,11 @@ class Loader:
         self.loads: list[Load] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="load")
 
+    def names(self) -> Iterator[str]:
+        """Of the instances that wait for what is read."""
+        for load in self.loads:
+            yield from (spawn.name for spawn in load.waiting)
+
     def find(self, key: BackboneKey) -> Load | None:
         """A shared backbone of that kind on its way."""
         return next((load for load in self.loads if load.is_shared and load.key.suits(key)), None)
@@ -86,7 +91,7 @@ class Loader:
     ) -> Load:
         """Begin to read a backbone that was planned. own_name: of the instance that alone will use it."""
         load = Load(key, plan, is_shared=own_name is None)
-        identity = key.path if own_name is None else f"{key.path}#{own_name}"
+        identity = key.identity if own_name is None else f"{key.identity}#{own_name}"
         load.future = self._thread.submit(Backbone.read, source, identity, plan, load.note, draft)
         self.loads.append(load)
         return load

@@ -11,7 +11,8 @@ import psutil
 import torch
 
 from harmonia.config import EngineConfig, SchedulerConfig
-from harmonia.engine.graph_plan import graph_bytes
+from harmonia.engine.graph_plan import draft_graph_sizes, graph_bytes, graph_sizes
+from harmonia.engine.inputs import input_bytes
 from harmonia.engine.levers import MIN_CACHE_LEN, Change, find_levers
 from harmonia.engine.needs import (
     DRAFT_ROW,
@@ -109,10 +110,10 @@ def _resolve(request: _Request) -> Plan:
     exact = frozenset[str]() if is_full else _exact(request.model, fmt)
     fixed = (
         *(PlanRow(f"weights: {kind}", size) for kind, size in weight_bytes(model, fmt, exact).items()),
-        *_draft_rows(request.draft, config, fmt),
+        *_step_rows(request, scheduler, fmt, wanted_len),
+        *_draft_rows(request, scheduler, fmt, wanted_len),
         bank_row(model, config, fmt, needs),
         *instance_rows(model, fmt, needs),
-        PlanRow("graphs", _graph_bytes(model, config, fmt, needs), "captured decode steps"),
         PlanRow("runtime", _RUNTIME_BYTES[device], "libraries and driver"),
     )
     training = training_footprint(model, fmt, needs)
@@ -173,23 +174,37 @@ def _block_bytes(request: _Request, fmt: WeightFormat) -> int:
 
 
 def _draft_rows(
-    draft: ModelConfig | ModelSource | None, config: EngineConfig, fmt: WeightFormat
+    request: _Request, scheduler: SchedulerConfig, fmt: WeightFormat, max_seq_len: int
 ) -> tuple[PlanRow, ...]:
-    if draft is None:
+    if request.draft is None:
         return ()
-    weights = sum(weight_bytes(_config(draft), fmt, _exact(draft, fmt)).values())
-    graphs = graph_bytes(_config(draft), config, fmt, adapted=False)
-    return (PlanRow(DRAFT_ROW, weights), PlanRow("draft: graphs", graphs, "captured decode steps"))
+    draft, config = _config(request.draft), msgspec.structs.replace(request.config, scheduler=scheduler)
+    weights = sum(weight_bytes(draft, fmt, _exact(request.draft, fmt)).values())
+    graphs = graph_bytes(draft, config, fmt, draft_graph_sizes(scheduler.max_running), is_draft=True)
+    return (
+        PlanRow(DRAFT_ROW, weights),
+        PlanRow("draft: graphs", graphs, "captured steps"),
+        PlanRow("draft: step inputs", input_bytes(config, max_seq_len, fmt.device), "tokens, positions, blocks"),
+    )
+
+
+def _step_rows(
+    request: _Request, scheduler: SchedulerConfig, fmt: WeightFormat, max_seq_len: int
+) -> tuple[PlanRow, ...]:
+    """What is kept for steps on a GPU."""
+    config = msgspec.structs.replace(request.config, scheduler=scheduler)
+    sizes = graph_sizes(sampled_rows(scheduler, request.needs))
+    adapted = rank_rows(config, request.needs) > 0
+    return (
+        PlanRow("graphs", graph_bytes(_config(request.model), config, fmt, sizes, adapted=adapted), "captured steps"),
+        PlanRow("step inputs", input_bytes(config, max_seq_len, fmt.device), "tokens, positions, blocks"),
+    )
 
 
 def _available(request: _Request, device: str) -> int:
     if request.available is not None:
         return request.available
     return int(free_bytes(device) * request.config.memory_fraction)
-
-
-def _graph_bytes(model: ModelConfig, config: EngineConfig, fmt: WeightFormat, needs: Sequence[InstanceNeed]) -> int:
-    return graph_bytes(model, config, fmt, adapted=rank_rows(config, needs) > 0)
 
 
 def _scheduler(config: EngineConfig, device: str) -> SchedulerConfig:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from harmonia.config import EngineConfig, SchedulerConfig
+from harmonia.engine.graph_plan import verified_rows
 from harmonia.errors import InvalidRequestError
 from harmonia.layers.linear import WeightFormat
 from harmonia.models import ModelConfig
@@ -19,7 +20,7 @@ from harmonia.models.sizes import (
     num_parameters,
     weight_bytes,
 )
-from harmonia.train.footprint import Footprint, Trained, footprint
+from harmonia.train.footprint import Footprint, Trained, footprint, reading_bytes
 from harmonia.train.parameters import num_state_bytes
 
 _FP32_BYTES = 4
@@ -36,6 +37,17 @@ class PlanRow(msgspec.Struct, frozen=True):
     name: str
     num_bytes: int
     note: str = ""
+
+
+class TeacherSize(NamedTuple):
+    """A model that an instance in training learns from, as far as memory is concerned."""
+
+    model: ModelConfig
+    fmt: WeightFormat
+
+    def states_bytes(self, num_tokens: int) -> int:
+        """What lives from its first layer to the heads: the sum between its layers, and the states that are kept."""
+        return 2 * num_tokens * self.model.hidden_size * self.fmt.dtype.itemsize
 
 
 class InstanceNeed(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +69,8 @@ class InstanceNeed(msgspec.Struct, frozen=True, kw_only=True):
     """Places of its adapter in the bank: 2 in training, where the next version is written beside the present."""
     num_draft_steps: int = 0
     """Tokens that are proposed to it at a time."""
+    teachers: tuple[TeacherSize, ...] = ()
+    """Models that it learns from."""
 
     @property
     def trains(self) -> bool:
@@ -133,7 +147,12 @@ def training_footprint(model: ModelConfig, fmt: WeightFormat, needs: Sequence[In
     sizes = [need.max_batch_size or 0 for need in needs if need.trains]
     if not sizes:
         return None
-    return footprint(model, fmt, max(sizes), _trained(needs))
+    num_tokens = max(sizes)
+    teachers = [teacher for need in needs if need.trains for teacher in need.teachers]
+    return footprint(model, fmt, num_tokens, _trained(needs))._replace(
+        states=max((teacher.states_bytes(num_tokens) for teacher in teachers), default=0),
+        teacher=max((reading_bytes(*teacher, num_tokens) for teacher in teachers), default=0),
+    )
 
 
 def _trained(needs: Sequence[InstanceNeed]) -> Trained:
@@ -147,13 +166,14 @@ def _trained(needs: Sequence[InstanceNeed]) -> Trained:
     return Trained(any(need.full for need in training), targets, language, rank)
 
 
+def num_draft_steps(needs: Sequence[InstanceNeed]) -> int:
+    """Tokens that are proposed to a sequence at a time, at most."""
+    return max((need.num_draft_steps for need in needs), default=0)
+
+
 def sampled_rows(scheduler: SchedulerConfig, needs: Sequence[InstanceNeed]) -> int:
     """Tokens that one step samples at most: one of each sequence, and one for each proposal."""
-    assert scheduler.max_batch_tokens is not None
-    num_steps = max((need.num_draft_steps for need in needs), default=0)
-    if not num_steps:
-        return scheduler.max_running
-    return min(scheduler.max_running * (1 + num_steps), max(scheduler.max_batch_tokens, scheduler.max_running))
+    return verified_rows(scheduler, num_draft_steps(needs))
 
 
 def working_row(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from harmonia.train.microbatch import Slice
+from harmonia.train.packing import Slice
 
 _FORGET = 0.5
 """Weight of the past in the estimate of a slice's duration."""

@@ -13,6 +13,7 @@ from harmonia.errors import InsufficientMemoryError, InvalidRequestError
 from harmonia.kernels.attention_native import HEAD_STEP
 from harmonia.kernels.gpu import has_triton
 from harmonia.layers.linear import WeightFormat
+from harmonia.models.source import ModelSource, open_model
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _INVARIANT_ON_CPU = ("float32", "int8", "fp8")
@@ -28,6 +29,22 @@ class BackboneKey(NamedTuple):
     invariant: bool
     draft: str | None = None
     """Path of the model that proposes tokens."""
+    keep_layers: tuple[int, ...] | None = None
+    """Layers of the stored model of which it is made; None: all."""
+
+    @property
+    def identity(self) -> str:
+        """What errors and the prefix index call its weights."""
+        return self.path if self.keep_layers is None else f"{self.path}{list(self.keep_layers)}"
+
+    def open(self) -> ModelSource:
+        """The model's files, and of them the layers that are kept."""
+        source = open_model(self.path)
+        return source if self.keep_layers is None else source.cut(self.keep_layers)
+
+    def open_draft(self) -> ModelSource | None:
+        """The draft's files."""
+        return None if self.draft is None else open_model(self.draft)
 
     def suits(self, wanted: BackboneKey) -> bool:
         """Whether an instance with that key may use this backbone: one that needs no draft ignores it."""

@@ -59,6 +59,8 @@ class SequenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     """Return the prompt's embedding instead of generating."""
     score: ScoreRequest | None = None
     """Read values along the prompt instead of generating."""
+    num_draft_steps: int | None = None
+    """Tokens to propose at a time, at most, 0 for none; None: as many as the model was made for."""
 
     @property
     def generates(self) -> bool:
@@ -157,6 +159,8 @@ class SaveRequest(msgspec.Struct, frozen=True, kw_only=True):
     instance: str
     folder: str
     inference_only: bool = True
+    merged: bool = False
+    """Write an adapter and what it changes as one whole model."""
     info: JsonObject = {}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -16,10 +15,10 @@ from harmonia.engine.insight import describe, merged_stats
 from harmonia.engine.instances import Instances, resolve_spawn
 from harmonia.engine.lanes import Lanes
 from harmonia.engine.ledger import Ledger
+from harmonia.engine.lessons import Lessons
 from harmonia.engine.loading import Load, Loader, PendingSpawn, Share
 from harmonia.engine.memory import InstanceNeed
 from harmonia.engine.pacing import Pacer
-from harmonia.engine.plan import BackboneKey
 from harmonia.engine.requests import (
     Answer,
     EngineDescription,
@@ -34,7 +33,6 @@ from harmonia.engine.requests import (
 from harmonia.engine.stats import EngineStats
 from harmonia.errors import InvalidRequestError
 from harmonia.kernels.packed_attention_cuda import planning
-from harmonia.models.source import ModelSource, open_model
 from harmonia.protocol.base import JsonObject
 from harmonia.protocol.instances import SpawnSpec
 
@@ -58,6 +56,7 @@ class Runtime:
         """Outputs for the next step that no engine brings."""
         self._served_adapters: set[str] = set()
         self._ledger = Ledger(config, self._lanes, self._loader.loads)
+        self._lessons = Lessons(self._lanes, self._ledger)
 
     @staticmethod
     def load(model: str, key: str, config: EngineConfig, progress: Share | None = None) -> Runtime:
@@ -69,7 +68,7 @@ class Runtime:
         path = str(Path(model).resolve())
         spec = SpawnSpec(path=path, draft=config.draft, num_draft_steps=config.num_draft_steps)
         base, need = resolve_spawn(key, spec, config)
-        source, draft = open_model(path), _open_draft(base)
+        source, draft = base.open(), base.open_draft()
         plan = runtime._ledger.plan_served(source, need, draft)
         plan.memory.require()
         lane = Instances(Engine(Backbone.read(source, key, plan, progress, draft)), path)
@@ -190,7 +189,7 @@ class Runtime:
             return
         load = None if need.full else self._loader.find(base)
         if load is None:
-            source, draft = open_model(base.path), _open_draft(base)
+            source, draft = base.open(), base.open_draft()
             plan = self._ledger.plan_new(source.path, source, spec, need, draft)
             plan.memory.require()
             load = self._loader.start(base, source, plan, draft=draft, own_name=name if need.full else None)
@@ -202,8 +201,8 @@ class Runtime:
         lane = None if need.full else self._lanes.shared(base)
         if lane is not None:
             return self._ledger.replan(lane, need, spec.kv_cache_len).memory.to_dict()
-        source = open_model(base.path)
-        return self._ledger.plan_new(source.path, source, spec, need, _open_draft(base)).memory.to_dict()
+        source = base.open()
+        return self._ledger.plan_new(source.path, source, spec, need, base.open_draft()).memory.to_dict()
 
     def clone(self, instance: str, name: str, answer: Answer) -> None:
         """A frozen snapshot of an instance, behind the calls before it."""
@@ -216,6 +215,7 @@ class Runtime:
         lane = self._lanes.of(instance)
         if lane.is_permanent and instance == lane.engine.backbone.key:
             raise InvalidRequestError(f"{instance!r} is what this worker serves; it stays")
+        self._lessons.end(instance)
         lane.remove(instance)
         self._served_adapters.discard(instance)
         if lane.needs:
@@ -226,7 +226,7 @@ class Runtime:
 
     def train(self, request: TrainRequest, answer: Answer) -> None:
         """Add the gradient of a sample or a pair."""
-        self._lanes.of(request.instance).train(request, answer)
+        self._lanes.of(request.instance).train(request, answer, self._lessons.teacher(request))
 
     def optim_step(self, request: OptimStepRequest, answer: Answer) -> None:
         """Move the weights."""
@@ -276,15 +276,10 @@ class Runtime:
 
     # ----------------------------------------------------------------------------------------------- inside
 
-    def _names(self) -> Iterator[str]:
-        yield from self._lanes.names()
-        for load in self._loader.loads:
-            yield from (spawn.name for spawn in load.waiting)
-
     def _check_name(self, name: str, field: str = "name") -> None:
         if not name or not name.isprintable():
             raise InvalidRequestError(f"instance name {name!r} is empty or cannot be printed", field=field)
-        if name in self._names():
+        if name in (*self._lanes.names(), *self._loader.names()):
             raise InvalidRequestError(
                 f"the name {name!r} is taken on this worker; names are also model keys, so choose another", field=field
             )
@@ -354,7 +349,3 @@ def _spec_of_copy(lane: Instances, need: InstanceNeed) -> SpawnSpec:
         precision=plan.precision,
         invariant=plan.config.invariant,
     )
-
-
-def _open_draft(base: BackboneKey) -> ModelSource | None:
-    return None if base.draft is None else open_model(base.draft)

@@ -13,9 +13,10 @@ from harmonia.engine.requests import Answer, SaveRequest, as_harmonia_error
 from harmonia.engine.sequence import Instance
 from harmonia.errors import InvalidRequestError
 from harmonia.log import get_logger
-from harmonia.models.adaptive_info import AdaptiveInfo
+from harmonia.models.adaptive_info import AdaptiveInfo, read_info
 from harmonia.models.atomic import read_whole
 from harmonia.models.peft import SavedAdapter
+from harmonia.models.source import ModelSource
 from harmonia.protocol.base import JsonObject
 from harmonia.train.checkpoint import AdapterToSave, ModelToSave, OptimizerState, save_folder
 from harmonia.train.optimizer_state import has_state, load_state
@@ -44,17 +45,20 @@ class Saver:
         """Write an instance, and the state of its optimizer if `parameters` are given."""
         source = self._backbone.source
         assert source is not None, "only models that were read from files are saved"
-        try:
-            info = msgspec.convert({"kind": "model", **request.info}, AdaptiveInfo)
-        except msgspec.ValidationError as error:
-            raise InvalidRequestError(f"details of the save are wrong: {error}", field="info") from error
+        if request.merged and parameters is not None:
+            raise InvalidRequestError(
+                "merged=True writes no optimizer state; save with inference_only=True, or without merged",
+                field="merged",
+            )
+        is_adapter = instance.adapter_slot is not None and not request.merged
+        info = _info(request.info, source, is_adapter=is_adapter)
         head = None if instance.head is None else instance.head.weight_E.detach()[None]
         model: AdapterToSave | ModelToSave
-        if instance.adapter_slot is not None:
-            matrices = self._backbone.bank.read(instance.adapter_slot)
+        matrices = {} if instance.adapter_slot is None else self._backbone.bank.read(instance.adapter_slot)
+        if is_adapter:
             model = AdapterToSave(matrices, self._path, source, head, info)
         else:
-            model = ModelToSave(self._backbone.decoder, source, head, info)
+            model = ModelToSave(self._backbone.decoder, source, head, info, matrices)
         state = None
         if parameters is not None:
             state = OptimizerState(parameters.state(), {"num_steps": parameters.num_steps})
@@ -99,6 +103,25 @@ class Saver:
     def close(self) -> None:
         """Let the thread end, after what it writes."""
         self._thread.shutdown()
+
+
+def _info(given: JsonObject, source: ModelSource, *, is_adapter: bool) -> AdaptiveInfo:
+    """What the folder will say of itself. What was trained from a draft drafts for the same model, unless told else."""
+    kept: JsonObject = {}
+    before = read_info(source.path) if source.path.is_dir() else None
+    if before is not None and before.draft_target is not None and not is_adapter:
+        kept = {"draft_target": before.draft_target, "num_draft_steps": before.num_draft_steps}
+    try:
+        info = msgspec.convert({"kind": "model", **kept, **given}, AdaptiveInfo)
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(f"details of the save are wrong: {error}", field="info") from error
+    if info.num_draft_steps is not None and info.draft_target is None:
+        raise InvalidRequestError(
+            f"num_draft_steps={info.num_draft_steps} is about a draft: name the model for which it drafts as "
+            "draft_target",
+            field="draft_target",
+        )
+    return info
 
 
 def _adapter_values(saved: SavedAdapter) -> dict[str, Tensor]:

@@ -20,9 +20,11 @@ from harmonia.errors import HarmoniaError, SequenceTooLongError, UnavailableErro
 from harmonia.kernels.compiling import compile_together
 from harmonia.models.decoder import Decoder
 from harmonia.protocol.base import JsonObject
-from harmonia.protocol.losses import Dpo, LanguageModelling, Loss, Mse, Ranking
+from harmonia.protocol.losses import Distillation, Dpo, LanguageModelling, Loss, Mse, Ranking
+from harmonia.train.distillation import Teacher, rehearse
 from harmonia.train.losses import Evaluable, check, pair_tangents
-from harmonia.train.microbatch import Item, MicroBatch, Slice
+from harmonia.train.microbatch import Item, MicroBatch
+from harmonia.train.packing import Slice
 from harmonia.train.samples import Sample
 from harmonia.train.weights import TrainedWeights
 
@@ -39,8 +41,12 @@ class Call:
     loss: Loss
     answer: Answer
     arrival_s: float
+    teacher: Callable[[], Teacher] | None = None
+    """Of distillation: the teacher's weights of the moment."""
+    awaits_teacher: bool = False
+    """Commands on the teacher that came before have still to take effect."""
     num_open: int = 1
-    """Items that must still run."""
+    """Items that must still run; 0 when it is over."""
     known: list[Evaluable] = field(default_factory=list)
     """Derivatives of the sides of a pair that was too long for one micro-batch, once both were read."""
 
@@ -48,6 +54,15 @@ class Call:
     def num_tokens(self) -> int:
         """Tokens that pass through the model."""
         return sum(len(side.token_ids_T) for side in self.sides)
+
+    def reads(self, teacher: str) -> bool:
+        """It learns from the instance of that name."""
+        return isinstance(self.loss, Distillation) and self.loss.teacher == teacher
+
+    def fail(self, error: HarmoniaError) -> None:
+        """It will not run."""
+        self.num_open = 0
+        self.answer.failed(error)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +77,17 @@ class Barrier:
     """It moves the weights: what reads them and was asked later must wait."""
     needs_quiet: bool = False
     """It overwrites what every sequence reads: none may begin until it ran."""
+    borrowers: Sequence[Call] = ()
+    """Calls of other trainers that came before and read what it overwrites."""
+
+    @property
+    def is_lent(self) -> bool:
+        """Some of these have still to run."""
+        return any(call.num_open for call in self.borrowers)
+
+    def fail(self, error: HarmoniaError) -> None:
+        """It will not run."""
+        self.answer.failed(error)
 
 
 class Trainer:
@@ -76,6 +102,7 @@ class Trainer:
         self.num_running = 0
         """Items in the micro-batch in progress, or between two of them."""
         self.last_arrival_s = 0.0
+        self._borrowers: list[Call] = []
         self.drop_sums()
 
     def drop_sums(self) -> None:
@@ -84,9 +111,12 @@ class Trainer:
         self.num_tokens = 0
         self.num_input_tokens = 0
         self.num_samples = 0
+        self.num_distilled = 0
+        self.overlap_sum: Tensor | float = 0.0
+        self.agreement_sum: Tensor | float = 0.0
 
-    def add(self, sides: tuple[Sample, ...], loss: Loss, answer: Answer) -> None:
-        """Queue a call; whatever is wrong with it is raised here."""
+    def check(self, sides: tuple[Sample, ...], loss: Loss) -> None:
+        """Raise `InvalidRequestError` if it cannot train on that."""
         check(loss, sides, is_scalar=self.weights.head is not None)
         for side in sides:
             if side.num_tokens > self.max_batch_size:
@@ -96,8 +126,31 @@ class Trainer:
                     num_tokens=side.num_tokens,
                     limit=self.max_batch_size,
                 )
+
+    def add(
+        self, sides: tuple[Sample, ...], loss: Loss, answer: Answer, teacher: Callable[[], Teacher] | None = None
+    ) -> Call:
+        """Queue a call that was checked."""
         self.last_arrival_s = time.monotonic()
-        self.queue.append(Call(sides, loss, answer, self.last_arrival_s))
+        call = Call(sides, loss, answer, self.last_arrival_s, teacher)
+        self.queue.append(call)
+        return call
+
+    def lend(self, call: Call) -> None:
+        """A call of another trainer reads these weights, as the commands that are queued by now leave them."""
+        self._borrowers = [*self.borrowers(), call]
+        if self.will_change:
+
+            def release() -> JsonObject:
+                call.awaits_teacher = False
+                return {}
+
+            call.awaits_teacher = True
+            self.queue.append(Barrier(_Nobody(), release))
+
+    def borrowers(self) -> list[Call]:
+        """Calls of other trainers that have still to read these weights."""
+        return [call for call in self._borrowers if call.num_open]
 
     def is_ripe(self, now: float) -> bool:
         """Its calls need not wait for company."""
@@ -111,13 +164,34 @@ class Trainer:
         call.num_open -= 1
         if call.num_open == 0:
             self.num_samples += 1
-            self.num_tokens += sum(len(side.rows_W) for side in call.sides)
+            num_tokens = sum(len(side.rows_W) for side in call.sides)
+            self.num_tokens += num_tokens
+            self.num_distilled += num_tokens if isinstance(call.loss, Distillation) else 0
             self.num_input_tokens += sum(side.num_tokens for side in call.sides)
             call.answer.done({})
 
     def add_loss(self, loss: Tensor) -> None:
         """Sum a loss on its device."""
         self.loss_sum = loss.double() if self.loss_sum is None else self.loss_sum + loss
+
+    def add_distilled(self, loss: Tensor, overlap: Tensor, agreement: Tensor) -> None:
+        """Sum a loss and what its rows have in common with their teacher, on its device."""
+        self.add_loss(loss)
+        self.overlap_sum = self.overlap_sum + overlap.double()
+        self.agreement_sum = self.agreement_sum + agreement.double()
+
+    def means(self) -> dict[str, float]:
+        """What was summed since the last step, for `optim_step` to tell."""
+        told = {
+            "loss": (0.0 if self.loss_sum is None else float(self.loss_sum)) / self.num_samples,
+            "num_tokens": float(self.num_tokens),
+            "num_input_tokens": float(self.num_input_tokens),
+            "num_samples": float(self.num_samples),
+        }
+        if self.num_distilled:
+            told["agreement"] = float(self.agreement_sum) / self.num_distilled
+            told["overlap"] = float(self.overlap_sum) / self.num_distilled
+        return told
 
     @property
     def will_change(self) -> bool:
@@ -127,7 +201,7 @@ class Trainer:
     def fail_all(self, error: HarmoniaError) -> None:
         """End everything that waits."""
         while self.queue:
-            self.queue.popleft().answer.failed(error)
+            self.queue.popleft().fail(error)
 
 
 class Training:
@@ -169,9 +243,9 @@ class Training:
         new, self._new = self._new, []
         if device.type == "cuda" and not beside_serving and not self.has_work:  # memory is planned for one micro-batch
             for trainer in new:
-                rehearse = partial(self._rehearse, trainer.weights, trainer.max_batch_size)
-                compile_together(rehearse, device)
-                rehearse()
+                run = partial(self._rehearse, trainer.weights, trainer.max_batch_size)
+                compile_together(run, device)
+                run()
 
     def _rehearse(self, weights: TrainedWeights, max_tokens: int) -> None:
         """A micro-batch of a longest sample, and a step that moves nothing."""
@@ -182,6 +256,16 @@ class Training:
         weights.step(lr=0.0, wd=0.0, max_grad_norm=1.0, num_samples=1)
         weights.parameters.num_steps = 0
 
+    def prepare_teacher(self, trainer: Trainer, teacher: Teacher, *, beside_serving: bool) -> None:
+        """The same for the first micro-batch that a teacher reads."""
+        device = self._decoder.fmt.device
+        if device.type == "cuda" and not beside_serving and not self.has_work:
+            num_tokens = min(
+                trainer.max_batch_size, self._decoder.config.max_seq_len, teacher.decoder.config.max_seq_len
+            )
+            compile_together(partial(rehearse, self._decoder, teacher, num_tokens), device)
+            rehearse(self._decoder, teacher, num_tokens)
+
     def remove(self, name: str) -> None:
         """Stop training an instance; what waits for it fails."""
         trainer = self.trainers.pop(name, None)
@@ -189,6 +273,18 @@ class Training:
             trainer.fail_all(UnavailableError(f"{name!r} was deallocated"))
             self._finish_running()
             trainer.weights.release()
+
+    def part_from(self, teacher: str) -> None:
+        """An instance will be freed: what reads it now comes to its end, and what waits to read it fails."""
+        if any(call.reads(teacher) for _, call in self._batch):
+            self._finish_running()
+        error = UnavailableError(
+            f"the teacher {teacher!r} was deallocated; keep it until every call that learns from it has returned"
+        )
+        for trainer in self.trainers.values():
+            for call in [entry for entry in trainer.queue if isinstance(entry, Call) and entry.reads(teacher)]:
+                trainer.queue.remove(call)
+                call.fail(error)
 
     @property
     def has_work(self) -> bool:
@@ -199,14 +295,14 @@ class Training:
     def wants_quiet(self) -> bool:
         """A command waits for sequences in flight to end."""
         barriers = (self._barrier_of(trainer, blocked=True) for trainer in self.trainers.values())
-        return any(barrier is not None and barrier.needs_quiet for barrier in barriers)
+        return any(barrier is not None and barrier.needs_quiet and not barrier.is_lent for barrier in barriers)
 
     def wake_s(self) -> float | None:
         """Monotonic time at which calls that wait for company run without it; None when nothing waits for that."""
-        waiting = (
-            trainer for trainer in self.trainers.values() if trainer.queue and isinstance(trainer.queue[0], Call)
-        )
-        arrivals = [trainer.last_arrival_s for trainer in waiting]
+        heads = ((trainer, trainer.queue[0]) for trainer in self.trainers.values() if trainer.queue)
+        arrivals = [
+            trainer.last_arrival_s for trainer, head in heads if isinstance(head, Call) and not head.awaits_teacher
+        ]
         return min(arrivals) + FLUSH_S if arrivals else None
 
     def is_ready(self) -> bool:
@@ -249,7 +345,7 @@ class Training:
         head = trainer.queue[0] if trainer.queue else None
         if not isinstance(head, Barrier) or trainer.num_running:
             return None
-        return head if head.is_blocked() == blocked else None
+        return head if (head.is_lent or head.is_blocked()) == blocked else None
 
     def _packable(self, now: float) -> list[tuple[Trainer, Call]]:
         """Calls before the first barrier of each queue, by arrival; nothing while it pays to wait for more."""
@@ -258,7 +354,8 @@ class Training:
             for entry in trainer.queue:
                 if isinstance(entry, Barrier):
                     break
-                waiting.append((trainer, entry))
+                if not entry.awaits_teacher:
+                    waiting.append((trainer, entry))
         is_full = sum(call.num_tokens for _, call in waiting) >= self.max_tokens
         if not is_full and not any(trainer.is_ripe(now) for trainer, _ in waiting):
             return []
@@ -270,7 +367,7 @@ class Training:
             self._read_pair(trainer, call)
         elif self._again:
             trainer, call, side = self._again.popleft()
-            item = self._item(trainer, (call.sides[side],), call.known[side])
+            item = _item(trainer, (call.sides[side],), call.known[side])
             self._start([item], [(trainer, call)])
         else:
             self._start_packed()
@@ -289,16 +386,12 @@ class Training:
                 trainer.num_running += 1
                 chosen.append((trainer, call))
         # A sample whose tangents are all 0 has nothing to run, but it counts.
-        items = [self._item(trainer, call.sides, call.loss) for trainer, call in chosen if call.num_tokens]
+        items = [_item(trainer, call.sides, call.loss, call.teacher) for trainer, call in chosen if call.num_tokens]
         if items:
             self._start(items, chosen)
         else:
             self._batch = chosen
             self._end()
-
-    def _item(self, trainer: Trainer, sides: tuple[Sample, ...], loss: Evaluable) -> Item:
-        weights = trainer.weights
-        return Item(sides, loss, weights.slot, weights.head, lambda total, _: trainer.add_loss(total))
 
     def _start(self, items: Sequence[Item], batch: list[tuple[Trainer, Call]]) -> None:
         self._batch = batch
@@ -334,6 +427,17 @@ class Training:
         self._running = read()
 
 
+def _item(
+    trainer: Trainer, sides: tuple[Sample, ...], loss: Evaluable, teacher: Callable[[], Teacher] | None = None
+) -> Item:
+    weights = trainer.weights
+    if teacher is None:
+        return Item(sides, loss, weights.slot, weights.head, lambda total, _: trainer.add_loss(total))
+    return Item(
+        sides, loss, weights.slot, None, lambda total, sums: trainer.add_distilled(total, *sums), teacher=teacher()
+    )
+
+
 def _longest_item(weights: TrainedWeights, num_tokens: int) -> Item:
     """One sample of so many tokens, whose loss nobody hears of."""
     ids = np.zeros(max(2, num_tokens), dtype=np.int64)
@@ -357,7 +461,11 @@ def _obey(barrier: Barrier) -> None:
         barrier.answer.done(value)
 
 
-def mean_loss(trainer: Trainer) -> float:
-    """Mean loss of the calls since the last step."""
-    total = 0.0 if trainer.loss_sum is None else float(trainer.loss_sum)
-    return total / trainer.num_samples
+class _Nobody:
+    """Waits for a command only for its place in the queue."""
+
+    def done(self, value: JsonObject) -> None:
+        """It ran."""
+
+    def failed(self, error: HarmoniaError) -> None:
+        """Whoever is concerned hears of it otherwise."""

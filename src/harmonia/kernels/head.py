@@ -8,10 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from harmonia.kernels.divergence import Divergences, divergences_to_gradient
 from harmonia.kernels.logprobs import entropies, logits_to_gradient, summed_logprobs
 from harmonia.kernels.matmul import matmul
 from harmonia.kernels.matmul_grad import add_weight_grad, input_grad, is_fast
 from harmonia.kernels.weight import DenseWeight, Weight
+from harmonia.protocol.losses import Divergence
 
 _CPU_BYTES = 64 << 20
 _DEVICE_BYTES = 1280 << 20
@@ -87,11 +89,36 @@ class HeadChunk:
         dlogits_CV = logits_to_gradient(
             logits_CV, targets_C, log_sum_C, dlogprobs_C.float(), self._softcap, dtype=hidden_CE.dtype
         )
-        fast = is_fast(hidden_CE, "auto")
-        if isinstance(head, DenseWeight) and head.leaf is not None:
-            add_weight_grad(hidden_CE, dlogits_CV, head, fast=fast)
-        return input_grad(dlogits_CV, head, fast=fast)
+        return _through_head(hidden_CE, dlogits_CV, head)
 
     def _logits(self) -> Tensor:
         assert self._logits_CV is not None, "a chunk goes backward once, and its entropy is asked for before"
         return self._logits_CV
+
+
+@torch.no_grad()
+def distilled_rows(
+    hidden_CE: Tensor,
+    head: Weight,
+    teacher_logits_CV: Tensor,
+    weights_C: Tensor,
+    divergence: Divergence,
+    softcap: float | None = None,
+) -> tuple[Tensor, Divergences]:
+    """Rows forward and backward at once: (dhidden_CE of the sum of weight * divergence, what each row is worth).
+
+    The gradient of a trained head is added to its leaf's. Both chunks of logits are held at the same time.
+    """
+    logits_CV = head_logits(hidden_CE, head, softcap)
+    dlogits_CV, worth = divergences_to_gradient(
+        logits_CV, teacher_logits_CV, weights_C, divergence, softcap, dtype=hidden_CE.dtype
+    )
+    return _through_head(hidden_CE, dlogits_CV, head), worth
+
+
+def _through_head(hidden_CE: Tensor, dlogits_CV: Tensor, head: Weight) -> Tensor:
+    """dhidden_CE; what the head learns is added to its leaf's gradient."""
+    fast = is_fast(hidden_CE, "auto")
+    if isinstance(head, DenseWeight) and head.leaf is not None:
+        add_weight_grad(hidden_CE, dlogits_CV, head, fast=fast)
+    return input_grad(dlogits_CV, head, fast=fast)

@@ -149,7 +149,7 @@ def _log_sum_rows(arguments: int, thread: int, num_threads: int) -> None:
         for start in range(0, size, _RUN):
             run_V, sum_of_run = logits_V[start : min(start + _RUN, size)], float32(0)
             for v in range(len(run_V)):
-                sum_of_run += _exp(run_V[v] - largest)
+                sum_of_run += exp_or_nan(run_V[v] - largest)
             total += float64(sum_of_run)
         log_sum_R[row] = float32(float64(largest) + math.log(total))
 
@@ -166,7 +166,7 @@ def _entropy_rows(arguments: int, thread: int, num_threads: int) -> None:
             run_V, sum_of_run = logits_V[start : min(start + _RUN, size)], float32(0)
             for v in range(len(run_V)):
                 below = log_sum - run_V[v]
-                sum_of_run += float32(0) if below > float32(_LEAST) else _exp(-below) * below
+                sum_of_run += float32(0) if below > float32(_LEAST) else exp_or_nan(-below) * below
             entropy += float64(sum_of_run)
         entropy_R[row] = float32(entropy)
 
@@ -184,16 +184,16 @@ def _gradient_rows(arguments: int, thread: int, num_threads: int) -> None:
         slope = float32(1) - bent * bent
         if inverse_cap == 0:
             for v in range(size):
-                logits_V[v] = -dlogprob * _exp(logits_V[v] - log_sum)
+                logits_V[v] = -dlogprob * exp_or_nan(logits_V[v] - log_sum)
         else:
             for v in range(size):
                 bent = logits_V[v] * inverse_cap
-                logits_V[v] = -dlogprob * _exp(logits_V[v] - log_sum) * (float32(1) - bent * bent)
+                logits_V[v] = -dlogprob * exp_or_nan(logits_V[v] - log_sum) * (float32(1) - bent * bent)
         logits_V[chosen] += dlogprob * slope
 
 
 @part
-def _exp(x: float) -> float:
+def exp_or_nan(x: float) -> float:
     """Keeps NaN, so that a broken model is noticed."""
     y = exp(x)
     return y if x == x else x  # noqa: PLR0124

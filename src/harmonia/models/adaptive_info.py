@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from harmonia.errors import UnsupportedModelError
 from harmonia.models.config import ModelConfig
+from harmonia.protocol.instances import MAX_DRAFT_STEPS
 
 FILE = "adaptive_info.json"
 
@@ -57,9 +58,9 @@ class AdaptiveInfo(msgspec.Struct, frozen=True, kw_only=True):
     scalar_head: bool = False
     """It scores instead of speaking."""
     draft_target: str | None = None
-    """Of a draft model: the model for which it drafts."""
-    draft_steps: int | None = None
-    """Tokens that it drafts at a time."""
+    """Of a draft: the model to which it proposes tokens, by path or by key. `models.drafts` tells how it is found."""
+    num_draft_steps: Annotated[int, msgspec.Meta(ge=1, le=MAX_DRAFT_STEPS)] | None = None
+    """Of a draft: tokens that it proposes at a time, at most, unless somebody says otherwise."""
     defaults: dict[str, object] = {}
     """Settings for requests that give none, such as temperature."""
 

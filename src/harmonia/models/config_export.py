@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from harmonia.layers.rope_config import RopeConfig
 from harmonia.log import get_logger
 from harmonia.models.config import Family, ModelConfig
+from harmonia.models.cutting import cut_config
 from harmonia.models.fields import read_json, read_optional_json
 from harmonia.models.gguf import GgufFile
 from harmonia.models.gguf_config import gguf_model_config
@@ -26,6 +27,11 @@ _CLASSES: dict[Family, tuple[str, str]] = {
 _FROM_OUTER = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
 _NOT_SAVED = ("torch_dtype", "auto_map", "quantization_config")
 """`auto_map` names code beside the source's weights, which these classes do not need; weights are written unrounded."""
+_BY_LAYER = (
+    *("num_hidden_layers", "layer_types", "max_window_layers", "sliding_window_pattern", "_sliding_window_pattern"),
+    *("mlp_only_layers", "decoder_sparse_step"),
+)
+"""What no longer holds when layers are left out."""
 _TOLERANCE = 1e-3
 
 
@@ -36,10 +42,14 @@ def config_values(source: ModelSource, dtype: str, *, scalar_head: bool) -> dict
     """
     if isinstance(source.files, GgufFile):
         # The source's own configuration may be limited to the lengths of one run.
-        values = described(gguf_model_config(source.files))
+        stored = gguf_model_config(source.files)
+        values = described(stored if source.kept_layers is None else cut_config(stored, source.kept_layers))
     else:
         outer = dict(read_json(source.path / "config.json").values)
         values = _text_part(outer)
+        if source.kept_layers is not None:
+            values = {key: value for key, value in values.items() if key not in _BY_LAYER}
+            values |= _layer_values(source.config)
     _, architecture = _CLASSES[source.config.family]
     values |= {"architectures": [architecture], "dtype": dtype}
     values = {key: value for key, value in values.items() if key not in _NOT_SAVED}
@@ -103,7 +113,7 @@ def _attention_values(config: ModelConfig) -> dict[str, object]:
     if config.family == "llama":
         values["mlp_bias"] = config.mlp_bias
     window = max(config.windows)
-    kinds = ["sliding_attention" if size else "full_attention" for size in config.windows]
+    kinds = _layer_types(config)
     if config.family == "gemma3":
         values["query_pre_attn_scalar"] = _whole(config.attention_scale**-2)
         values["final_logit_softcapping"] = config.logit_softcap
@@ -114,6 +124,20 @@ def _attention_values(config: ModelConfig) -> dict[str, object]:
         first = config.windows.index(window)
         values |= {"use_sliding_window": True, "sliding_window": window, "max_window_layers": first}
         values["layer_types"] = kinds
+    return values
+
+
+def _layer_types(config: ModelConfig) -> list[str]:
+    return ["sliding_attention" if size else "full_attention" for size in config.windows]
+
+
+def _layer_values(config: ModelConfig) -> dict[str, object]:
+    """What `_BY_LAYER` is for this configuration, where its family has it."""
+    values: dict[str, object] = {"num_hidden_layers": config.num_layers}
+    if config.family not in ("llama", "mistral"):
+        values["layer_types"] = _layer_types(config)
+    if config.moe is not None:
+        values |= _plain_layers(config)
     return values
 
 
@@ -177,15 +201,18 @@ def _llama3_divisor(wave: float, factor: float, original: int) -> float:
 def _moe_values(config: ModelConfig) -> dict[str, object]:
     if config.moe is None:
         return {}
-    plain = [layer for layer in range(config.num_layers) if not config.is_moe_layer(layer)]
     return {
         "num_experts": config.moe.num_experts,
         "num_experts_per_tok": config.moe.num_experts_per_tok,
         "moe_intermediate_size": config.moe.intermediate_size,
         "norm_topk_prob": config.moe.norm_topk_prob,
-        "mlp_only_layers": plain,
-        "decoder_sparse_step": 1,
+        **_plain_layers(config),
     }
+
+
+def _plain_layers(config: ModelConfig) -> dict[str, object]:
+    plain = [layer for layer in range(config.num_layers) if not config.is_moe_layer(layer)]
+    return {"mlp_only_layers": plain, "decoder_sparse_step": 1}
 
 
 def _whole(value: float) -> int | float:

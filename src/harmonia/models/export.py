@@ -1,7 +1,7 @@
 """Saving a whole model in transformers' format: config.json, tokenizer, and safetensors in shards.
 
 Weights are written piece by piece as they are read back from the decoder, so that no second copy of the model is made.
-Shapes: E features.
+Shapes: E features; N outputs, K inputs of a weight; r rank.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from harmonia.errors import UnsupportedModelError
+from harmonia.layers.adapters import LoraMatrices
 from harmonia.layers.embedding import Embedding
 from harmonia.layers.linear import Linear
 from harmonia.layers.parameter import Parameter, Vector
@@ -44,12 +45,14 @@ def write_model(
     decoder: Decoder,
     scalar_head: Tensor | None = None,
     *,
+    adapter: Mapping[str, LoraMatrices] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a model that `AutoModelForCausalLM.from_pretrained` and `open_model` open, in the decoder's own precision.
 
     source: what the decoder was loaded from; configuration and tokenizer come from there.
     scalar_head: one row on the final hidden state; then `AutoModelForSequenceClassification` opens the folder as well.
+    adapter: low-rank changes that are added to the weights, by module path such as `model.layers.0.self_attn.q_proj`.
     Errors: OSError; UnsupportedModelError when the source's own files are gone.
     """
     dtype = decoder.fmt.dtype
@@ -57,10 +60,13 @@ def write_model(
     _write_json(folder / "config.json", config)
     _write_json(folder / "generation_config.json", generation_values(source))
     write_tokenizer(folder, source)
-    tensors = {
-        place.parameter.name: TensorSpec(place.parameter.shape, dtype, partial(_read, decoder, place))
-        for place in _places(decoder)
-    }
+    changes = {f"{path}.weight": lora for path, lora in (adapter or {}).items()}
+    tensors = {}
+    for place in _places(decoder):
+        read = partial(_read, decoder, place)
+        if place.parameter.name in changes:
+            read = partial(_read_merged, decoder, place, changes[place.parameter.name])
+        tensors[place.parameter.name] = TensorSpec(place.parameter.shape, dtype, read)
     if scalar_head is not None:
         tensors[SCALAR_HEAD] = tensor_spec(scalar_head.reshape(1, -1))
     _write_shards(folder, tensors, shard_bytes)
@@ -118,6 +124,16 @@ def _read(decoder: Decoder, place: _Place) -> Iterator[Tensor]:
         for start in range(0, num_rows, step):
             rows = torch.arange(first + start, first + min(start + step, num_rows), device=decoder.fmt.device)
             yield storage.weight.rows(rows).detach().to(decoder.fmt.dtype)
+
+
+def _read_merged(decoder: Decoder, place: _Place, lora: LoraMatrices) -> Iterator[Tensor]:
+    """A weight with an adapter's change of it, added in fp32."""
+    start = 0
+    for rows_NK in _read(decoder, place):
+        stop = start + rows_NK.shape[0]
+        change_NK = lora.b_Nr[start:stop].float() @ lora.a_rK.float()
+        yield torch.add(rows_NK.float(), change_NK, alpha=lora.scale).to(rows_NK.dtype)
+        start = stop
 
 
 def read_scalar_head(source: ModelSource) -> Tensor | None:

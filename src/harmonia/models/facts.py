@@ -12,9 +12,10 @@ from pathlib import Path
 
 import msgspec
 
-from harmonia.errors import HarmoniaError, UnknownModelError
+from harmonia.errors import HarmoniaError, InvalidRequestError, UnknownModelError
 from harmonia.models.adaptive_info import read_info
 from harmonia.models.checkpoint import SafetensorsFolder, open_safetensors
+from harmonia.models.drafts import draft_target
 from harmonia.models.gguf import GgufFile
 from harmonia.models.hf_config import read_config
 from harmonia.models.registry import ModelRegistry
@@ -27,7 +28,11 @@ _SCALES = ("_scale_inv", "_scale", ".scales")
 
 
 def read_facts(uri: str, registry: ModelRegistry) -> ModelFacts:
-    """The facts of a path or `model_registry://key`. Errors: UnknownModelError, UnsupportedModelError."""
+    """The facts of a path or `model_registry://key`.
+
+    Errors: UnknownModelError, UnsupportedModelError; InvalidRequestError for a draft without a
+    target, or with one that a server cannot give a draft.
+    """
     path = registry.resolve(uri).resolve()
     base = adapter_base(path) if path.is_dir() else None
     info = read_info(path) if path.is_dir() else None
@@ -42,13 +47,21 @@ def read_facts(uri: str, registry: ModelRegistry) -> ModelFacts:
             base=_place(base, registry),
             is_scalar=is_scalar,
         )
-    source = open_model(path)
+    source, target = open_model(path), draft_target(path, registry)
+    if target is not None and adapter_base(target) is not None:
+        raise InvalidRequestError(
+            f"{path} drafts for {target}, which is an adapter; a server decodes with drafts of base models only: train "
+            "one for its base model, or spawn this one in a recipe",
+            field="path",
+        )
     return ModelFacts(
         path=str(path),
-        kind="base",
+        kind="base" if target is None else "draft",
         family=source.config.family,
         num_parameters=_count(source.files),
         max_seq_len=source.config.max_seq_len,
+        base=None if target is None else str(target.resolve()),
+        num_draft_steps=None if info is None or target is None else info.num_draft_steps,
         is_scalar=is_scalar,
         is_trainable=source.gguf_path is None,
     )

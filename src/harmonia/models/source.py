@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from harmonia.errors import UnsupportedModelError
 from harmonia.models.adaptive_info import read_info
 from harmonia.models.checkpoint import SafetensorsFolder, open_safetensors
 from harmonia.models.config import ModelConfig
+from harmonia.models.cutting import check_layers, cut_config, cut_files
 from harmonia.models.fields import read_json
 from harmonia.models.gguf import GgufFile, open_gguf
 from harmonia.models.gguf_config import gguf_model_config
@@ -26,6 +28,8 @@ class ModelSource:
     config: ModelConfig
     files: SafetensorsFolder | GgufFile
     """Where its tensors are."""
+    kept_layers: tuple[int, ...] | None = None
+    """If it was cut: which layers of the stored model it is made of; `files` names them as this model's own."""
 
     @property
     def gguf_path(self) -> Path | None:
@@ -41,6 +45,15 @@ class ModelSource:
         """The same model for sequences of at most this length, with position tables to match."""
         length = min(max_seq_len, self.config.max_seq_len)
         return replace(self, config=msgspec.structs.replace(self.config, max_seq_len=length))
+
+    def cut(self, layers: Sequence[int]) -> ModelSource:
+        """A smaller model of these layers, in this order, between the same embedding, last norm and head.
+
+        Only their tensors will be read. Errors: InvalidRequestError unless they rise and the model has them.
+        """
+        check_layers(layers, self.config.num_layers)
+        config, files = cut_config(self.config, layers), cut_files(self.files, layers)
+        return replace(self, config=config, files=files, kept_layers=tuple(layers))
 
 
 def open_model(path: str | Path) -> ModelSource:

@@ -42,7 +42,7 @@ async def dial(address: Address, timeout_s: float) -> tuple[ClientConnection, We
         except InvalidStatus as error:
             if 400 <= error.response.status_code < 500:
                 raise PermissionDeniedError(
-                    f"{address.place} refuses WebSockets with HTTP {error.response.status_code}; is it a worker's port?"
+                    f"{address.place} refuses WebSockets with HTTP {error.response.status_code}; {_words(error)}"
                 ) from error
             reason: Exception = error
         except (OSError, InvalidHandshake, ConnectionClosed, TimeoutError) as error:
@@ -51,6 +51,23 @@ async def dial(address: Address, timeout_s: float) -> tuple[ClientConnection, We
             raise WorkerLostError(f"no worker answers on {address.place}: {reason or 'it is silent'}") from reason
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+class _Message(msgspec.Struct):
+    message: str
+
+
+class _Refusal(msgspec.Struct):
+    """What a gateway says."""
+
+    error: _Message
+
+
+def _words(error: InvalidStatus) -> str:
+    try:
+        return msgspec.json.decode(error.response.body or b"", type=_Refusal).error.message
+    except msgspec.DecodeError:
+        return "is it a worker's port?"
 
 
 async def _try(address: Address) -> tuple[ClientConnection, Welcome | None]:

@@ -54,7 +54,10 @@ class SpawnSpec(Message, frozen=True, kw_only=True):
     """What to spawn from a model's files."""
 
     path: str
-    """`model_registry://key`, or a folder or file on the worker's machine: a model, or an adapter as PEFT saves it."""
+    """`model_registry://key`, or a folder or file on the worker's machine: a model, or an adapter as PEFT saves it. A
+    saved draft (`Save.info`) that is to answer stands for its target with this draft; in training it is itself."""
+    keep_layers: tuple[int, ...] | None = None
+    """Layers of the stored model, counted from 0 and rising, of which a smaller model is made; None: all of them."""
     mode: Literal["inference", "training"] = "inference"
     max_batch_size: int | None = None
     """Tokens of one micro-batch and of the longest trainable sample; required for training."""
@@ -79,7 +82,8 @@ class SpawnSpec(Message, frozen=True, kw_only=True):
     """Path of a smaller model that proposes tokens, whose tokenizer must be the same; or `ngram`: what followed the
     last tokens when they stood in the prompt or the answer before. Answers are the same with and without."""
     num_draft_steps: int | None = None
-    """Tokens that are proposed at a time, at most; None: 4. Fewer are proposed where more would not pay."""
+    """Tokens that are proposed at a time, at most; None: what the draft was saved with, else 4. Fewer are proposed
+    where more would not pay."""
 
 
 class Spawn(Message, frozen=True, kw_only=True):
@@ -219,6 +223,8 @@ class Save(Message, frozen=True, kw_only=True):
     key: str
     inference_only: bool = True
     """False adds what resuming needs: master weights, optimizer state, number of steps."""
+    merged: bool = False
+    """Add an adapter to the weights that it changes, and write the whole model."""
     info: JsonObject = {}
     """More for `adaptive_info.json`, such as draft_target and num_draft_steps."""
 
@@ -312,11 +318,18 @@ class ModelDescription(Message, frozen=True, kw_only=True):
     family: str
     max_seq_len: int
     """Of the model itself, in tokens."""
+    num_layers: int
+    """Its decoder layers; of an adapter, those of its base."""
     base: str | None = None
     """Of an adapter: the file or folder of the model that it changes."""
     is_scalar: bool = False
     defaults: JsonObject = {}
     """Settings that the model was saved with, such as tp, kv_cache_len, max_seq_len, tokens_to_generate."""
+    draft_target: str | None = None
+    """Of a draft: the file or folder of the model that it speeds up, which `family`, `max_seq_len`, `is_scalar` and
+    `defaults` are about."""
+    num_draft_steps: int | None = None
+    """Of a draft: tokens that it proposes at a time, as it was saved."""
 
 
 class Stepped(Message, frozen=True, kw_only=True):
@@ -325,7 +338,8 @@ class Stepped(Message, frozen=True, kw_only=True):
     id: str
     metrics: dict[str, float]
     """loss, grad_norm, num_tokens (weighted ones), num_input_tokens (all, prompts included), num_samples, lr; skipped
-    is 1 when a gradient was dropped."""
+    is 1 when a gradient was dropped. Where something was distilled: agreement, the share of its tokens where student
+    and teacher find the same one most likely, and overlap, the mean of sum of min(p, q)."""
     version: int
     optim_step: int
 

@@ -6,7 +6,13 @@ natural, untempered, of the full vocabulary.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
+
+Divergence = Literal["forward_kl", "reverse_kl", "total_variation"]
+"""How far a student's distribution q of the next token is from its teacher's p: sum of p log(p / q), sum of
+q log(q / p), or half the sum of |p - q|."""
 
 
 class _Loss(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -91,7 +97,21 @@ class Tangents(_Loss, frozen=True, kw_only=True):
     tangents: tuple[float, ...]
 
 
-Loss = LanguageModelling | Ppo | Grpo | Gspo | Dpo | Ranking | Mse | MsePerToken | TrustRegionMse | Tangents
+class Distillation(_Loss, frozen=True, kw_only=True):
+    """Sum of weight * D(teacher || student) over the whole vocabulary at each weighted token, at temperature 1.
+
+    Both distributions are over the ids that both models have: where vocabularies are padded to different sizes, what
+    lies beyond the smaller one is no token, and has no probability.
+    """
+
+    teacher: str
+    """Name of another instance on the same worker; one in training teaches with its weights of the moment."""
+    divergence: Divergence = "forward_kl"
+
+
+Loss = (
+    LanguageModelling | Ppo | Grpo | Gspo | Dpo | Ranking | Mse | MsePerToken | TrustRegionMse | Tangents | Distillation
+)
 PAIRED = (Dpo, Ranking)
 """Losses over a preferred and a rejected sample."""
 SCALAR = (Ranking, Mse, MsePerToken, TrustRegionMse)

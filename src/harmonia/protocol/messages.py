@@ -90,6 +90,9 @@ class Generate(_Message, frozen=True, kw_only=True):
     """Recognise tool calls in the answer."""
     stream: bool = True
     """False: deltas come only when the answer is complete."""
+    num_draft_steps: int | None = None
+    """Tokens to propose at a time, at most, 0 for none; None: as many as the model was spawned for, which is the most
+    in any case. Answers do not depend on it."""
     trace: str = ""
     """What asks, as W3C's `traceparent`; empty: not traced."""
 
@@ -232,6 +235,10 @@ class Delta(_Message, frozen=True, kw_only=True):
     """On the first delta of answer 0."""
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     """On the first delta of answer 0, when asked for."""
+    drafted_tokens: int = 0
+    """Tokens that a draft proposed to this answer, on its last delta."""
+    accepted_tokens: int = 0
+    """Of these, the ones that were right."""
 
 
 class Step(_Message, frozen=True, kw_only=True):

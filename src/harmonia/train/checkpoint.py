@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +64,8 @@ class ModelToSave:
     """The files that the decoder was loaded from."""
     scalar_head: Tensor | None = None
     info: AdaptiveInfo | None = None
+    adapter: Mapping[str, LoraMatrices] = field(default_factory=dict)
+    """Is added to the weights, by module path."""
 
     @property
     def num_bytes(self) -> int:
@@ -72,7 +74,7 @@ class ModelToSave:
 
     def write(self, folder: Path) -> None:
         """Into an empty folder."""
-        write_model(folder, self.source, self.decoder, self.scalar_head)
+        write_model(folder, self.source, self.decoder, self.scalar_head, adapter=self.adapter)
         info = self.info or AdaptiveInfo(kind="model")
         write_info(folder, msgspec.structs.replace(info, kind="model", scalar_head=self.scalar_head is not None))
 

@@ -30,7 +30,7 @@ from harmonia.layers.parameter import Vector
 from harmonia.models import ModelConfig
 from harmonia.models.decoder import Decoder
 from harmonia.models.families import build_decoder
-from harmonia.models.sizes import largest_matrix
+from harmonia.models.sizes import activation_bytes, largest_matrix
 
 _TRACED_TOKENS = 256
 _SCRATCH_BYTES = {"cpu": 16 << 20, "cuda": 64 << 20}
@@ -67,17 +67,23 @@ class Footprint(NamedTuple):
     """Most that a lean layer's backward takes beside `layer`: the widest thing that it computes again."""
     head: int
     """Most that one chunk of the head takes, hidden states included."""
+    states: int = 0
+    """What teachers make of the samples, until the heads have read it."""
+    teacher: int = 0
+    """Most that one layer of a teacher takes beside that, while nothing else of the micro-batch is there."""
 
     def resident(self, num_kept: int, num_whole: int | None = None) -> int:
         """What lives from forward to backward when the last `num_kept` layers are kept, `num_whole` of them whole."""
         inputs, lean, whole = self._parts(num_kept, num_whole)
-        return sum(inputs) + sum(lean) + sum(whole)
+        return sum(inputs) + sum(lean) + sum(whole) + self.states
 
     def slice(self, num_kept: int, num_whole: int | None = None) -> int:
         """Most that one slice takes beside that. Lean layers follow when whole ones are done, others after them."""
         inputs, lean, whole = self._parts(num_kept, num_whole)
         again = max(self.saved[: len(inputs)], default=0) - sum(lean) - sum(whole)
-        return max(self.head, self.layer, self.layer + again, self.layer + self.again - sum(whole) if lean else 0)
+        lean_again = self.layer + self.again - sum(whole) if lean else 0
+        reading = self.teacher - sum(inputs) - sum(lean) - sum(whole)
+        return max(self.head, self.layer, self.layer + again, lean_again, reading)
 
     def _parts(self, num_kept: int, num_whole: int | None) -> tuple[tuple[int, ...], ...]:
         """What each layer holds: those that run again, lean ones, whole ones."""
@@ -133,12 +139,22 @@ def _head_bytes(config: ModelConfig, fmt: WeightFormat, num_tokens: int, trained
     """Hidden states and their gradients, and one chunk of logits if there are any."""
     hidden = 3 * num_tokens * config.hidden_size * fmt.dtype.itemsize
     rows = min(num_tokens, head_rows(config.vocab_size, config.hidden_size, fmt.device))
+    logits = rows * head_row_bytes(config, fmt) if trained.language else 0
+    part = _HEAD_PART_BYTES if trained.full and fmt.device.type == "cpu" else 0
+    return hidden + logits + part + _SCRATCH_BYTES[fmt.device.type]
+
+
+def reading_bytes(config: ModelConfig, fmt: WeightFormat, num_tokens: int) -> int:
+    """Most that one slice takes in which a teacher reads so many tokens."""
+    return activation_bytes(config, fmt, num_tokens) + _SCRATCH_BYTES[fmt.device.type] + (PART_BYTES if fmt.fp8 else 0)
+
+
+def head_row_bytes(config: ModelConfig, fmt: WeightFormat) -> int:
+    """Logits of one row of a chunk, and what is beside them."""
     per_logit = logit_bytes(fmt.dtype, fmt.device)
     if not _is_compiled(fmt) or fmt.int8:
         per_logit += 4  # plain torch exponentiates into a copy, or scales one
-    logits = rows * config.vocab_size * per_logit if trained.language else 0
-    part = _HEAD_PART_BYTES if trained.full and fmt.device.type == "cpu" else 0
-    return hidden + logits + part + _SCRATCH_BYTES[fmt.device.type]
+    return config.vocab_size * per_logit
 
 
 def _inner_size(config: ModelConfig) -> int:

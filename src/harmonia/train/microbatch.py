@@ -1,8 +1,8 @@
 """A micro-batch: samples of any instances on one backbone in one flat row, run in slices.
 
-`run` is a generator that stops before each slice and names it: one layer forward, one chunk of the head, one layer
-again, one layer backward. Layers that are kept hold what their backward needs, all of it or without what is cheap to
-compute again; the others hold only the sum that enters them and run again.
+`run` is a generator that stops before each slice and names it: one layer of a teacher, one layer forward, one chunk of
+the head, one layer again, one layer backward. Layers that are kept hold what their backward needs, all of it or without
+what is cheap to compute again; the others hold only the sum that enters them and run again.
 Gradients go to the leaves that the weights in training are: adapters' rows, scalar heads, or the whole backbone.
 Shapes: T tokens of all samples, W rows that losses read, C rows of a chunk, E features.
 """
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any, NamedTuple
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,24 +21,18 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from harmonia.kernels.again import keeping_less
 from harmonia.kernels.head import HeadChunk, head_rows
-from harmonia.kernels.lora import LoraBatch, LoraSegment
-from harmonia.layers.forward import Forward, PackedAttention
+from harmonia.kernels.lora import LoraSegment
+from harmonia.layers.forward import Forward
 from harmonia.models.decoder import Decoder
-from harmonia.protocol.losses import LanguageModelling, Tangents
+from harmonia.protocol.losses import Distillation, LanguageModelling, Tangents
+from harmonia.train.distillation import Lesson, Teacher, lesson_key
 from harmonia.train.losses import Evaluable, gradient
+from harmonia.train.packing import Slice, chunks, packed_forward, packed_tokens, to_device
 from harmonia.train.samples import Sample
 from harmonia.train.scalar_head import ScalarHead
 
 _KNOWN_GRADIENT = (LanguageModelling, Tangents)
 """Losses whose derivative is minus the weight, whatever the log-probabilities are."""
-
-
-class Slice(NamedTuple):
-    """A piece of work between two looks at what else there is to do."""
-
-    kind: str
-    num_tokens: int
-    """That it takes in, which its duration grows with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +46,10 @@ class Item:
     head: ScalarHead | None
     """Where scores are read; None reads log-probabilities."""
     report: Callable[[Tensor, tuple[Tensor, ...]], None]
-    """Called with the loss and the values of each side, both still on the device, when the gradient was added."""
+    """Called with the loss and the values of each side, both still on the device, when the gradient was added.
+    Distillation has the sums of overlap and agreement over its rows in place of values."""
+    teacher: Teacher | None = None
+    """Of distillation."""
 
     @property
     def num_tokens(self) -> int:
@@ -88,10 +85,14 @@ class MicroBatch:
         self._device = decoder.fmt.device
         self._anchor = torch.zeros((), device=self._device, requires_grad=True)
         self._rows = _Rows.of(self._items, self._device)
+        self._lessons = _lessons(self._rows.places)
+        self._samples = [side for item in self._items for side in item.sides]
         self._num_tokens = sum(item.num_tokens for item in items)
 
     def run(self) -> Iterator[Slice]:
         """Do everything, yielding before each slice but the first; what comes after the last one is part of it."""
+        for lesson in self._lessons:
+            yield from lesson.read()
         decoder, layers = self._decoder, [_Layer() for _ in self._decoder.layers]
         forward = self._forward()
         embedded = _Layer()
@@ -131,24 +132,20 @@ class MicroBatch:
     # ------------------------------------------------------------------------------------------- the decoder
 
     def _forward(self) -> Forward:
-        lengths, segments, start = [], list[LoraSegment](), 0
+        segments, start = list[LoraSegment](), 0
         for item in self._items:
             stop = start + item.num_tokens
-            lengths += [len(side.token_ids_T) for side in item.sides]
             slot = item.adapter_slot
             if slot is not None and segments and segments[-1].slot == slot:
                 start = segments.pop().start
             if slot is not None:
                 segments.append(LoraSegment(start, stop, slot))
             start = stop
-        positions_T = np.concatenate([np.arange(length) for length in lengths])
-        attention = PackedAttention(tuple(lengths), self._decoder.fmt.invariant)
-        return Forward(_to_device(positions_T, self._device), attention, LoraBatch.of(segments))
+        return packed_forward(self._decoder, self._samples, segments)
 
     def _embed(self, state: _Layer) -> Tensor:
-        token_ids_T = np.concatenate([side.token_ids_T for item in self._items for side in item.sides])
         with torch.set_grad_enabled(self._trains):
-            x_TE = self._decoder.embed(_to_device(token_ids_T, self._device))
+            x_TE = self._decoder.embed(packed_tokens(self._samples, self._device))
         if x_TE.requires_grad:
             state.outputs = (get_gradient_edge(x_TE),)
         return x_TE.detach()
@@ -195,26 +192,27 @@ class MicroBatch:
         config = self._decoder.config
         size = head_rows(config.vocab_size, config.hidden_size, self._device)
         # Where the derivative is known beforehand each chunk goes forward and backward at once.
-        for part in _parts(0, rows.num_known, size):
+        for part in chunks(0, rows.num_known, size):
             yield Slice("head", part.stop - part.start)
             chunk = self._read(hidden_TE, values_W, part)
             dvalues_W[part] = -rows.weights_W[part]
             self._write(chunk, dhidden_TE, dvalues_W, part)
         self._report_known(values_W)
-        parts = _parts(rows.num_known, rows.num_language, size)
-        chunks = list[HeadChunk]()
+        yield from self._teach(hidden_TE, dhidden_TE)
+        parts = chunks(rows.num_taught, rows.num_language, size)
+        held = list[HeadChunk]()
         for part in parts:
             yield Slice("head, forward", part.stop - part.start)
-            chunks.append(self._read(hidden_TE, values_W, part))
+            held.append(self._read(hidden_TE, values_W, part))
             if len(parts) > 1:  # there is memory for one
-                chunks.clear()
-        for place in rows.places[rows.num_known_places :]:
+                held.clear()
+        for place in rows.places[rows.num_taught_places :]:
             self._evaluate(place, hidden_TE, dhidden_TE, values_W, dvalues_W)
         if dhidden_TE is None:
             return
         for part in parts:
-            yield Slice("head, backward" if chunks else "head", part.stop - part.start)
-            chunk = chunks.pop() if chunks else self._read(hidden_TE, values_W, part)
+            yield Slice("head, backward" if held else "head", part.stop - part.start)
+            chunk = held.pop() if held else self._read(hidden_TE, values_W, part)
             self._write(chunk, dhidden_TE, dvalues_W, part)
 
     def _read(self, hidden_TE: Tensor, values_W: Tensor, part: slice) -> HeadChunk:
@@ -228,17 +226,32 @@ class MicroBatch:
         if dhidden_TE is not None:  # each row is read by one loss
             dhidden_TE.index_copy_(0, self._rows.rows_W[part], chunk.backward(dvalues_W[part]))
 
+    def _teach(self, hidden_TE: Tensor, dhidden_TE: Tensor | None) -> Iterator[Slice]:
+        """The rows that learn from teachers, forward and backward at once."""
+        if not self._lessons:
+            return
+        assert dhidden_TE is not None, "what has a teacher trains"
+        rows, worth = self._rows, list[Tensor]()
+        for lesson in self._lessons:
+            taught = rows.rows_W[lesson.span], rows.weights_W[lesson.span]
+            worth.append((yield from lesson.teach(self._decoder, hidden_TE, dhidden_TE, *taught)))
+        places = rows.places[rows.num_known_places : rows.num_taught_places]
+        sums = self._sums(torch.cat(worth, 1).T, places).unbind()
+        for place, (loss, overlap, agreement) in zip(places, sums, strict=True):
+            place.item.report(loss, (overlap, agreement))
+
     def _report_known(self, values_W: Tensor) -> None:
-        """Losses of the items whose derivative was known: all in a few steps, there may be hundreds."""
         rows = self._rows
         places = rows.places[: rows.num_known_places]
-        if not places:
-            return
-        losses_W = rows.weights_W[: rows.num_known].double() * -values_W[: rows.num_known].double()
-        lengths = _to_device(np.array([place.spans[-1].stop - place.spans[0].start for place in places]), self._device)
-        losses = torch.segment_reduce(losses_W, "sum", lengths=lengths, unsafe=True).float().unbind()
-        for place, loss in zip(places, losses, strict=True):
-            place.item.report(loss, tuple(values_W[span] for span in place.spans))
+        if places:
+            losses = self._sums(rows.weights_W[: rows.num_known] * -values_W[: rows.num_known].double(), places)
+            for place, loss in zip(places, losses.unbind(), strict=True):
+                place.item.report(loss, tuple(values_W[span] for span in place.spans))
+
+    def _sums(self, values: Tensor, places: Sequence[_Place]) -> Tensor:
+        """By item, of what stands in its rows: all in a few steps, there may be hundreds."""
+        lengths = to_device(np.array([place.spans[-1].stop - place.spans[0].start for place in places]), self._device)
+        return torch.segment_reduce(values.double().contiguous(), "sum", lengths=lengths, unsafe=True).float()
 
     def _evaluate(
         self, place: _Place, hidden_TE: Tensor, dhidden_TE: Tensor | None, values_W: Tensor, dvalues_W: Tensor
@@ -271,7 +284,8 @@ class _Place:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The rows that losses read: first those whose derivative is known, then other log-probabilities, then scores."""
+    """The rows that losses read: first those whose derivative is known, then those that learn from a teacher, then
+    other log-probabilities, then scores."""
 
     places: tuple[_Place, ...]
     rows_W: Tensor
@@ -279,10 +293,14 @@ class _Rows:
     weights_W: Tensor
     num_known_places: int
     """The first so many are those of items whose derivative is known."""
+    num_taught_places: int
+    """The first so many are those, or learn from a teacher."""
     num_known: int
-    """The first so many have a known derivative."""
+    """The first so many rows have a known derivative."""
+    num_taught: int
+    """The first so many do, or learn from a teacher."""
     num_language: int
-    """The first so many are log-probabilities."""
+    """The first so many are of log-probabilities or distributions."""
     num_rows: int
 
     @staticmethod
@@ -290,10 +308,9 @@ class _Rows:
         starts = np.cumsum([0, *(len(side.token_ids_T) for item in items for side in item.sides)]).tolist()
         first_row = iter(starts)
         offsets = {id(item): tuple(next(first_row) for _ in item.sides) for item in items}
-        kinds = [_kind(item) for item in items]
-        places, rows, at, ends = [], [], 0, []
-        for kind in range(3):
-            for item in (item for item, its in zip(items, kinds, strict=True) if its == kind):
+        places, rows, at, ends, num_places = [], list[tuple[np.ndarray, ...]](), 0, [], []
+        for kind in range(4):
+            for item in sorted((item for item in items if _kind(item) == kind), key=_order):
                 spans = []
                 for side, offset in zip(item.sides, offsets[id(item)], strict=True):
                     rows.append((side.rows_W + offset, side.targets_W, side.weights_W))
@@ -301,28 +318,40 @@ class _Rows:
                     at += len(side.rows_W)
                 places.append(_Place(item, tuple(spans)))
             ends.append(at)
+            num_places.append(len(places))
         parts = zip(*rows, strict=True)
-        rows_W, targets_W, weights_W = (_to_device(np.concatenate(part), device) for part in parts)
-        return _Rows(tuple(places), rows_W, targets_W, weights_W, kinds.count(0), *ends)
+        rows_W, targets_W, weights_W = (to_device(np.concatenate(part), device) for part in parts)
+        return _Rows(tuple(places), rows_W, targets_W, weights_W, *num_places[:2], *ends)
 
 
 def _kind(item: Item) -> int:
     if item.head is not None:
-        return 2
-    return 0 if isinstance(item.loss, _KNOWN_GRADIENT) else 1
+        return 3
+    if item.teacher is not None:
+        return 1
+    return 0 if isinstance(item.loss, _KNOWN_GRADIENT) else 2
 
 
-def _parts(start: int, stop: int, size: int) -> list[slice]:
-    """Chunks of about the same size."""
-    count = -(-(stop - start) // size)
-    ends = [start + (stop - start) * index // count for index in range(count + 1)] if count else [start]
-    return [slice(*pair) for pair in pairwise(ends)]
+def _order(item: Item) -> tuple[int, int, str]:
+    """What has the same teacher and the same divergence stands together."""
+    if item.teacher is None:
+        return 0, 0, ""
+    assert isinstance(item.loss, Distillation), "only distillation has a teacher"
+    return lesson_key(item.teacher, item.loss.divergence)
 
 
-def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """Without waiting for what the device does."""
-    values = torch.from_numpy(np.ascontiguousarray(array))
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+def _lessons(places: Sequence[_Place]) -> list[Lesson]:
+    """What is distilled, in the order of its rows: each teacher reads all its samples at once."""
+    lessons = []
+    distilled = [place for place in places if place.item.teacher is not None]
+    for _, group in groupby(distilled, key=lambda place: _order(place.item)):
+        found = list(group)
+        item, samples = found[0].item, tuple(side for place in found for side in place.item.sides)
+        assert item.teacher is not None
+        assert isinstance(item.loss, Distillation), "only distillation has a teacher"
+        span = slice(found[0].spans[0].start, found[-1].spans[-1].stop)
+        lessons.append(Lesson(item.teacher, item.loss.divergence, samples, span))
+    return lessons
 
 
 class _Entry(torch.autograd.Function):

@@ -19,6 +19,7 @@ from harmonia.trainers.callbacks import (
 )
 from harmonia.trainers.checkpointing import CheckpointManager
 from harmonia.trainers.dataset import DataSet
+from harmonia.trainers.distillation import Distillation
 from harmonia.trainers.dpo import DPO
 from harmonia.trainers.metric_loggers import Logger, StdoutLogger, get_prod_logger
 from harmonia.trainers.reward import RewardModelling
@@ -34,6 +35,7 @@ __all__ = [
     "CosineScheduler",
     "CosineSchedulerWithoutWarmup",
     "DataSet",
+    "Distillation",
     "GenerateSamplesCallback",
     "GraderEvalCallback",
     "Logger",

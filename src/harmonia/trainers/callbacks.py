@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from harmonia.client import InferenceModel, StringThread, TokenizedThread
@@ -19,6 +18,7 @@ from harmonia.graders.base import BaseGrader
 from harmonia.graders.exceptions import IgnoreGradeException
 from harmonia.log import get_logger
 from harmonia.trainers.batching import async_map_fallible
+from harmonia.trainers.samples import prompt_of
 
 log = get_logger(__name__)
 
@@ -129,7 +129,7 @@ class GenerateSamplesCallback(RecipeCallback):
         answers = await _answer(self.model, self.thread_set)
         table = Table(["prompt", "answer", "tokens"])
         for tokens, thread in answers:
-            table.add_row([stringify_thread(_prompt(thread)), thread.last_content(), tokens.len_last_turn()])
+            table.add_row([stringify_thread(prompt_of(thread)), thread.last_content(), tokens.len_last_turn()])
         return {self.log_key: table} | _lengths(answers) | _dropped(self.thread_set, answers)
 
 
@@ -194,20 +194,12 @@ Answer = tuple[TokenizedThread, StringThread]
 
 async def _answer(model: InferenceModel, threads: Sequence[StringThread]) -> list[Answer]:
     async def answer(thread: StringThread) -> Answer:
-        tokens = await model.generate_tokens(_prompt(thread))
+        tokens = await model.generate_tokens(prompt_of(thread))
         return tokens, await model.detokenize_thread(tokens)
 
     answers: list[Answer] = await async_map_fallible(answer, threads)
     _require(answers, "answered")
     return answers
-
-
-def _prompt(thread: StringThread) -> StringThread:
-    """The thread without a last assistant turn."""
-    data = thread.to_data()
-    if not data.turns or data.turns[-1].role != "assistant":
-        return thread
-    return StringThread.from_data(msgspec.structs.replace(data, turns=data.turns[:-1]), thread.metadata)
 
 
 def _lengths(answers: Sequence[Answer]) -> dict[str, float]:

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, SupportsFloat
 
+import msgspec
+
 from harmonia.client import StringThread
 from harmonia.errors import InvalidRequestError
 from harmonia.log import get_logger
@@ -57,6 +59,14 @@ def check_weighted(thread: Any, name: str) -> None:
     check_turns(thread, name)
     if not any(thread.get_turn_weights()):
         raise InvalidRequestError(f"{name} has no turn to learn, as all weights are 0; {_WEIGH}", field="dataset")
+
+
+def prompt_of(thread: StringThread) -> StringThread:
+    """The thread without a last assistant turn."""
+    data = thread.to_data()
+    if not data.turns or data.turns[-1].role != "assistant":
+        return thread
+    return StringThread.from_data(msgspec.structs.replace(data, turns=data.turns[:-1]), thread.metadata)
 
 
 def reward_of(thread: StringThread, name: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import socket
 import sys
 
 import msgspec
@@ -15,12 +16,16 @@ def main() -> int:
     """Parse the configuration and serve."""
     parser = argparse.ArgumentParser(prog="python -m harmonia.worker", description="Run one worker process.")
     parser.add_argument("--config-json", required=True, help="a WorkerConfig as JSON")
-    text = parser.parse_args().config_json
+    parser.add_argument("--pulse-fd", type=int, help="a socket over which the parent asks whether it is alive")
+    given = parser.parse_args()
     try:
-        config = msgspec.json.decode(text, type=WorkerConfig)
+        config = msgspec.json.decode(given.config_json, type=WorkerConfig)
     except msgspec.DecodeError as error:
         parser.error(f"--config-json: {error}")
-    return run(config)
+    if given.pulse_fd is None:
+        return run(config)
+    with socket.socket(fileno=given.pulse_fd) as pulse:
+        return run(config, pulse)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ class Answer:
         self.index = index
         self.grammar = grammar
         self.num_tokens = 0
+        self.num_drafted = self.num_accepted = 0
         self.finish_reason: str | None = None
         self._text = text
         self._table = table
@@ -68,6 +69,9 @@ class Answer:
     def take(self, request_id: str, output: SequenceOutput, *, first: bool, prompt_ids: tuple[int, ...]) -> Delta:
         """Advance by what a step brought; what came after the end of the answer is dropped."""
         shown, kept = self._absorb(output)
+        self.num_drafted += output.num_drafted
+        self.num_accepted += output.num_accepted
+        ended = self.finish_reason is not None
         leads = first and self.index == 0
         return Delta(
             id=request_id,
@@ -80,6 +84,8 @@ class Answer:
             version=output.version,
             prompt_token_ids=prompt_ids if leads else (),
             prompt_logprobs=self._logprobs(prompt_ids, output.prompt_scores) if leads else (),
+            drafted_tokens=self.num_drafted if ended else 0,
+            accepted_tokens=self.num_accepted if ended else 0,
         )
 
     def _absorb(self, output: SequenceOutput) -> tuple[str, int]:
@@ -172,4 +178,6 @@ def joined(deltas: Sequence[Delta]) -> Delta:
         version=last.version,
         prompt_token_ids=deltas[0].prompt_token_ids,
         prompt_logprobs=deltas[0].prompt_logprobs,
+        drafted_tokens=last.drafted_tokens,
+        accepted_tokens=last.accepted_tokens,
     )

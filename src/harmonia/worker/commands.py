@@ -34,6 +34,7 @@ from harmonia.protocol.instances import (
     Stepped,
     Train,
 )
+from harmonia.protocol.losses import Distillation
 from harmonia.protocol.messages import Done, JsonObject
 from harmonia.worker.bases import Bases
 from harmonia.worker.catalogue import Catalogue
@@ -150,10 +151,15 @@ class Commands:
         task.add_done_callback(self._freeing.discard)
 
     async def _resolved(self, spec: SpawnSpec) -> SpawnSpec:
-        path = await asyncio.to_thread(self._registry.resolve, spec.path)
-        spec = msgspec.structs.replace(spec, path=str(path))
-        draft = await asyncio.to_thread(self._catalogue.draft, spec.path, spec.draft)
-        return msgspec.structs.replace(spec, draft=draft)
+        """With real paths. A saved draft that is to answer stands for its target and itself; in training, and cut
+        down to some layers, it is a model like any other."""
+        if spec.draft is None and (spec.mode == "training" or spec.keep_layers is not None):
+            path = await asyncio.to_thread(self._registry.resolve, spec.path)
+            return msgspec.structs.replace(spec, path=str(path))
+        pairing = await asyncio.to_thread(self._catalogue.pair, spec.path, spec.draft, spec.num_draft_steps)
+        return msgspec.structs.replace(
+            spec, path=str(pairing.model), draft=pairing.source, num_draft_steps=pairing.num_steps
+        )
 
     # ---------------------------------------------------------------------------------------- on one instance
 
@@ -164,7 +170,7 @@ class Commands:
             case Clone():
                 return await self._clone(owner, command, place)
             case Train():
-                return await self._train(instance, command, place)
+                return await self._train(owner, instance, command, place)
             case OptimStep():
                 return await self._optim_step(command, place)
             case SetOptimStep():
@@ -176,13 +182,24 @@ class Commands:
             case Dealloc():
                 return await self._dealloc(instance, command, place)
 
-    async def _train(self, instance: Instance, command: Train, place: Place) -> Done:
-        samples = [await instance.intake.sample(side) for side in command.sides]
-        sides = tuple(sample.arrays() for sample in samples)
-        request = TrainRequest(instance=command.instance, sides=sides, loss=command.loss)
-        await place.reached()
-        reply = self._device.give(lambda tag: Learn(tag, request))
-        place.leave()
+    async def _train(self, owner: Owner, instance: Instance, command: Train, place: Place) -> Done:
+        places, teacher = [place], None
+        if isinstance(command.loss, Distillation):
+            teacher = self._instances.owned(command.loss.teacher, owner, field="teacher")
+            if teacher is not instance:  # the device refuses that; what was asked of a teacher before comes before
+                places.append(teacher.lane.enter())
+        try:
+            if teacher is not None:
+                await self._bases.require_same_tokenizer(instance, teacher)
+            samples = [await instance.intake.sample(side) for side in command.sides]
+            sides = tuple(sample.arrays() for sample in samples)
+            request = TrainRequest(instance=command.instance, sides=sides, loss=command.loss)
+            for each in places:
+                await each.reached()
+            reply = self._device.give(lambda tag: Learn(tag, request))
+        finally:
+            for each in places:
+                each.leave()
         await reply
         return Done(id=command.id)
 
@@ -207,6 +224,7 @@ class Commands:
             instance=command.instance,
             folder=str(folder),
             inference_only=command.inference_only,
+            merged=command.merged,
             info=command.info,
         )
         await place.reached()

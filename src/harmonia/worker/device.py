@@ -29,6 +29,7 @@ from harmonia.engine.requests import (
 from harmonia.errors import HarmoniaError, InvalidRequestError
 from harmonia.protocol.instances import SpawnSpec
 from harmonia.protocol.messages import JsonObject
+from harmonia.protocol.pulse import answer_forever
 from harmonia.worker.link import (
     NO_TURN,
     Add,
@@ -294,7 +295,7 @@ def load_and_serve(sock: socket.socket, load: Load, on_hangup: Callable[[], None
 
 
 def main() -> int:
-    """Entry of the process; the argument is the file descriptor of the line."""
+    """Entry of the process; the arguments are the file descriptors of the line and of the pulse."""
     for number in (signal.SIGINT, signal.SIGTERM):
         # A signal to the whole group is for the I/O process, which ends this one by closing the line.
         signal.signal(number, signal.SIG_IGN)
@@ -302,12 +303,17 @@ def main() -> int:
     # Only this process imports torch.
     from harmonia.engine.runtime import Runtime
 
+    line, pulse = (socket.socket(fileno=int(argument)) for argument in sys.argv[1:3])
+    # Steps, loads and saves may last; this thread runs beside them unless the whole process hangs. It begins after the
+    # import above, which may hold the interpreter for as long as a cold disk takes.
+    threading.Thread(target=answer_forever, args=(pulse,), daemon=True).start()
+
     def load(config: WorkerConfig, progress: Callable[[float], None]) -> DeviceEngine:
         if config.model is None:
             return Runtime(config.engine)
         return Runtime.load(config.model, config.key, config.engine, progress)
 
-    return load_and_serve(socket.socket(fileno=int(sys.argv[1])), load, lambda: os._exit(0))
+    return load_and_serve(line, load, lambda: os._exit(0))
 
 
 if __name__ == "__main__":

@@ -73,15 +73,15 @@ class Instances:
         """The instance of that name."""
         return self._instances.get(name)
 
-    def owned(self, name: str, owner: object) -> Instance:
+    def owned(self, name: str, owner: object, field: str = "instance") -> Instance:
         """The instance, for one who may change it. Errors: UnknownModelError, PermissionDeniedError."""
         instance = self._instances.get(name)
         if instance is None:
             yours = ", ".join(sorted(item.name for item in self.of(owner))) or "none"
-            raise UnknownModelError(f"you have no instance {name!r}; yours are: {yours}", field="instance")
+            raise UnknownModelError(f"you have no instance {name!r}; yours are: {yours}", field=field)
         if instance.owner is not owner:
             message = f"instance {name!r} belongs to another client; spawn your own to train, save, load or free it"
-            raise PermissionDeniedError(message, field="instance")
+            raise PermissionDeniedError(message, field=field)
         return instance
 
     def of(self, owner: object) -> list[Instance]:

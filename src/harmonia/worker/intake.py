@@ -58,7 +58,7 @@ class Intake:
     ) -> None:
         self._config = config
         self._limits = limits
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._streams = streams
         self._executor = executor
         self._table = TokenTable(tokenizer, limits.vocab_size)
@@ -108,6 +108,7 @@ class Intake:
             ttft_deadline_s=arrival_s + deadline_ms / 1000,
             max_ttft_ms=deadline_ms,
             constrained=grammar is not None,
+            num_draft_steps=request.num_draft_steps,
         )
         answers = [self._answer(request, index, ids, grammar) for index in range(request.n)]
         work = Generation(
@@ -182,12 +183,12 @@ class Intake:
 
     async def tokenize_text(self, text: str) -> tuple[int, ...]:
         """Plain text in tokens, and nothing around it."""
-        encode = partial(self._tokenizer.encode, text, add_special=False)
+        encode = partial(self.tokenizer.encode, text, add_special=False)
         return tuple(await self._in_turn(encode, len(text), self._sample_turn))
 
     def text(self, token_ids: tuple[int, ...]) -> str:
         """Tokens as plain text, special ones by their names."""
-        return self._tokenizer.decode(self._checked_ids(token_ids) if token_ids else (), skip_special=False)
+        return self.tokenizer.decode(self._checked_ids(token_ids) if token_ids else (), skip_special=False)
 
     async def _thread_prompt(self, prompt: ThreadPrompt) -> TokenThreadData:
         size = num_chars(prompt.thread) if isinstance(prompt.thread, ThreadData) else 0
@@ -232,14 +233,14 @@ class Intake:
         else:
             text, add_special = prompt.text, True
         self._check_chars(text)
-        ids = self._tokenizer.encode(text, add_special)
-        prefix = list(self._tokenizer.prefix_ids)
+        ids = self.tokenizer.encode(text, add_special)
+        prefix = list(self.tokenizer.prefix_ids)
         if add_special and prefix and ids[len(prefix) : 2 * len(prefix)] == prefix:
             return ids[len(prefix) :]  # the text spells out the begin of text that encoding adds
         return ids
 
     def _render(self, prompt: ChatPrompt) -> str:
-        template = self._tokenizer.chat_template
+        template = self.tokenizer.chat_template
         if template is None:
             message = "this model has no chat template; use /v1/completions, or serve an instruction-tuned model"
             raise InvalidRequestError(message, field="messages")
@@ -297,7 +298,7 @@ class Intake:
             tools = ToolParser(self._forms, Functions(declared))
         detokenizer = Detokenizer(
             self._table,
-            strip_space=self._drops_first_space and ids[-1] in self._tokenizer.special_ids,
+            strip_space=self._drops_first_space and ids[-1] in self.tokenizer.special_ids,
             shown=self._shown if request.parse_tools else None,
         )
         text = AnswerText(detokenizer, request.sampling.stop, tools, request.sampling.min_tokens)
@@ -306,8 +307,8 @@ class Intake:
     def _engine_sampling(self, sampling: SamplingParams, index: int, room: int) -> SamplingParams:
         """One answer's own: seed, length that fits, and only what the engine handles."""
         max_tokens = min(room, sampling.max_tokens or room)
-        stops = (self._tokenizer.backend.token_to_id(stop) for stop in sampling.stop)
-        special = [token_id for token_id in stops if token_id in self._tokenizer.special_ids]
+        stops = (self.tokenizer.backend.token_to_id(stop) for stop in sampling.stop)
+        special = [token_id for token_id in stops if token_id in self.tokenizer.special_ids]
         return msgspec.structs.replace(
             sampling,
             seed=None if sampling.seed is None else _int64(sampling.seed + index),
@@ -320,8 +321,8 @@ class Intake:
 
     def _special_tags(self, forms: Sequence[Form]) -> dict[int, bytes]:
         """Special tokens that mark tool calls, and so must reach the parser as text."""
-        tags = {tag: self._tokenizer.backend.token_to_id(tag) for tag in (*(form.marker for form in forms), *TAGS)}
-        return {index: tag.encode() for tag, index in tags.items() if index in self._tokenizer.special_ids}
+        tags = {tag: self.tokenizer.backend.token_to_id(tag) for tag in (*(form.marker for form in forms), *TAGS)}
+        return {index: tag.encode() for tag, index in tags.items() if index in self.tokenizer.special_ids}
 
 
 def _schema(request: Generate) -> str | None:

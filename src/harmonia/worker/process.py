@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import socket
@@ -10,11 +11,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
+from harmonia import log
 from harmonia.config import WorkerConfig
 from harmonia.engine.environment import compute_environment
 from harmonia.engine.requests import SequenceError, SequenceOutput
 from harmonia.errors import WorkerLostError, from_code
 from harmonia.protocol.messages import JsonObject
+from harmonia.protocol.pulse import Pulse
 from harmonia.worker.link import (
     Command,
     Event,
@@ -34,6 +37,8 @@ from harmonia.worker.link import (
 DEVICE_COMMAND = (sys.executable, "-P", "-m", "harmonia.worker.device")
 _EXIT_PATIENCE_S = 5.0
 
+_log = log.get_logger(__name__)
+
 _Answer = asyncio.Future[JsonObject]
 Progress = Callable[[float], None]
 
@@ -41,7 +46,7 @@ Progress = Callable[[float], None]
 class Device(asyncio.Protocol):
     """A device process. Commands given in one turn of the event loop leave in one frame."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], pulse: Pulse, max_silence_s: float) -> None:
         loop = asyncio.get_running_loop()
         self._loop = loop
         self._process = process
@@ -57,20 +62,23 @@ class Device(asyncio.Protocol):
         """Set when the process is gone."""
         self.on_outputs: Callable[[Sequence[SequenceOutput], Turn], None] = lambda outputs, turn: None
         """Called with what each step brought."""
+        self._end = "the device process ended"
+        self._guard = loop.create_task(self._kill_if_silent(pulse, max_silence_s))
 
     @staticmethod
     async def start(config: WorkerConfig, command: Sequence[str] = DEVICE_COMMAND) -> Device:
         """Start the process and tell it what to load; `ready` says when it has."""
-        ours, theirs = socket.socketpair()
-        with theirs:
+        (ours, theirs), (asking, asked) = socket.socketpair(), socket.socketpair()
+        with theirs, asked:
             process = subprocess.Popen(  # noqa: ASYNC220 - returns as soon as the child runs
-                [*command, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [*command, str(theirs.fileno()), str(asked.fileno())],
+                pass_fds=[theirs.fileno(), asked.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=compute_environment(os.environ, config.engine.num_threads),
             )
-        loop = asyncio.get_running_loop()
-        _, device = await loop.create_unix_connection(lambda: Device(process), sock=ours)
+        loop, silence_s = asyncio.get_running_loop(), config.max_silence_s
+        pulse = Pulse(asking, silence_s)
+        _, device = await loop.create_unix_connection(lambda: Device(process, pulse, silence_s), sock=ours)
         device.send(Start(config))
         return device
 
@@ -84,7 +92,7 @@ class Device(asyncio.Protocol):
         """Send the question made for a fresh tag now; the future holds its answer. `progress` hears shares before."""
         reply = self._loop.create_future()
         if self.lost.is_set():
-            reply.set_exception(WorkerLostError("the device process is gone"))
+            reply.set_exception(WorkerLostError(self._end))
             return reply
         tag = next(self._tags)
         self._replies[tag] = reply
@@ -106,6 +114,8 @@ class Device(asyncio.Protocol):
 
     async def stop(self) -> int:
         """Close the line, which ends the process, and wait for that; returns its exit status."""
+        self._guard.cancel()
+        await asyncio.gather(self._guard, return_exceptions=True)
         if self._transport is not None:
             self._transport.close()
         try:
@@ -118,6 +128,18 @@ class Device(asyncio.Protocol):
     def pid(self) -> int:
         """Of the device process."""
         return self._process.pid
+
+    @property
+    def end(self) -> str:
+        """How it ended, once it is lost."""
+        return self._end
+
+    async def _kill_if_silent(self, pulse: Pulse, max_silence_s: float) -> None:
+        with contextlib.closing(pulse):
+            await pulse.lost()
+        self._end = f"the device process hung: it did not answer for {max_silence_s:g} s and was killed"
+        _log.error("%s", self._end)
+        self._process.kill()
 
     def _flush(self) -> None:
         commands, self._waiting = self._waiting, []
@@ -140,7 +162,7 @@ class Device(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by asyncio."""
         self.lost.set()
-        error = WorkerLostError("the device process ended")
+        error = WorkerLostError(self._end)
         for future in (self.ready, *self._replies.values()):
             if not future.done():
                 future.set_exception(error)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import msgspec
 from websockets.asyncio.server import ServerConnection
@@ -17,6 +18,7 @@ from harmonia.config import AdapterSource, WorkerConfig
 from harmonia.errors import HarmoniaError, UnavailableError, WorkerLostError
 from harmonia.models.registry import ModelRegistry
 from harmonia.models.tokenizer import ModelTokenizer
+from harmonia.protocol.pulse import answering
 from harmonia.worker.bases import open_base
 from harmonia.worker.catalogue import Catalogue
 from harmonia.worker.connection import Connection
@@ -31,14 +33,19 @@ _FAREWELL_S = 2.0
 _log = log.get_logger(__name__)
 
 
-def run(config: WorkerConfig, device_command: Sequence[str] = DEVICE_COMMAND) -> int:
-    """Serve until a signal to stop. The exit status: 0, 1 if the device process was lost, 3 if loading failed."""
+def run(
+    config: WorkerConfig, pulse: socket.socket | None = None, device_command: Sequence[str] = DEVICE_COMMAND
+) -> int:
+    """Serve until a signal to stop. The exit status: 0, 1 if the device process was lost, 3 if loading failed.
+
+    pulse: over which whoever started this process asks whether it is alive.
+    """
     log.configure()
     # Garbage on the socket is the sender's affair: one line, no traceback.
     logging.getLogger("websockets").setLevel(logging.CRITICAL)
     try:
         tracing.configure("harmonia-worker")
-        return asyncio.run(_serve(config, device_command))
+        return asyncio.run(_serve_alive(config, pulse, device_command))
     except HarmoniaError as error:
         _report_fatal(error)
         return EXIT_FATAL
@@ -51,6 +58,11 @@ def _report_fatal(error: HarmoniaError) -> None:
     fields = {"code": error.code, "message": error.message, "details": error.details}
     sys.stderr.write(f"HARMONIA-FATAL {msgspec.json.encode(fields, enc_hook=str).decode()}\n")
     sys.stderr.flush()
+
+
+async def _serve_alive(config: WorkerConfig, pulse: socket.socket | None, device_command: Sequence[str]) -> int:
+    with nullcontext() if pulse is None else answering(pulse):
+        return await _serve(config, device_command)
 
 
 async def _serve(config: WorkerConfig, device_command: Sequence[str]) -> int:
@@ -75,12 +87,15 @@ async def _serve(config: WorkerConfig, device_command: Sequence[str]) -> int:
 
 
 def _with_real_paths(config: WorkerConfig) -> WorkerConfig:
-    """Adapters and draft of the registry by their folders; refuses a draft that reads other tokens."""
+    """Models of the registry by their folders, a saved draft by its target and itself; refuses a draft that reads
+    other tokens."""
     registry = ModelRegistry(config.registry_folder())
     adapters = (AdapterSource(key=item.key, path=str(registry.resolve(item.path))) for item in config.adapters)
     engine = config.engine
     if config.model is not None:
-        engine = msgspec.structs.replace(engine, draft=Catalogue(registry).draft(config.model, engine.draft))
+        pairing = Catalogue(registry).pair(config.model, engine.draft, engine.num_draft_steps)
+        engine = msgspec.structs.replace(engine, draft=pairing.source, num_draft_steps=pairing.num_steps)
+        config = msgspec.structs.replace(config, model=str(pairing.model))
     return msgspec.structs.replace(config, adapters=tuple(adapters), engine=engine)
 
 
@@ -120,8 +135,8 @@ async def _tokenizer(model: str | None) -> ModelTokenizer | None:
 async def _listen(listeners: Listeners, device: Device, service: WorkerService, stop: asyncio.Event) -> int:
     connections: set[Connection] = set()
 
-    async def handle(socket: ServerConnection) -> None:
-        connection = Connection(socket, service)
+    async def handle(client: ServerConnection) -> None:
+        connection = Connection(client, service)
         connections.add(connection)
         try:
             await connection.run()
@@ -136,7 +151,7 @@ async def _listen(listeners: Listeners, device: Device, service: WorkerService, 
         end.cancel()
     error: HarmoniaError = UnavailableError("the worker is shutting down; retry on another or later")
     if device.lost.is_set():
-        error = WorkerLostError("the device process ended; retry on another worker")
+        error = WorkerLostError(f"{device.end}; retry on another worker")
     listeners.stop(close_connections=False)
     service.fail_all(error)
     await _farewell(connections)

@@ -87,7 +87,7 @@ class Generation(Work):
         self._stream = stream
         self._answers: dict[int, Answer] = {}
         self._kept: dict[int, list[Delta]] = {}
-        self._cached_tokens = self._drafted_tokens = self._accepted_tokens = 0
+        self._cached_tokens = 0
         self._timings_ms: dict[str, float] = {}
 
     def begin(self, seq_ids: Sequence[int]) -> None:
@@ -106,8 +106,6 @@ class Generation(Work):
     def take(self, output: SequenceOutput) -> None:
         """Tell the client what this answer gained, and of the end of the last one."""
         answer = self._answers[output.seq_id]
-        self._drafted_tokens += output.num_drafted
-        self._accepted_tokens += output.num_accepted
         first = answer.num_tokens == 0
         if first:
             self._note_first(answer, output)
@@ -140,8 +138,8 @@ class Generation(Work):
             prompt_tokens=len(self._prompt_ids),
             completion_tokens=sum(answer.num_tokens for answer in self._answers.values()),
             cached_tokens=self._cached_tokens,
-            drafted_tokens=self._drafted_tokens,
-            accepted_tokens=self._accepted_tokens,
+            drafted_tokens=sum(answer.num_drafted for answer in self._answers.values()),
+            accepted_tokens=sum(answer.num_accepted for answer in self._answers.values()),
         )
         timings_ms = {**self._timings_ms, "total": self._age_ms()}
         threads = tuple(draft.thread() for draft in self._drafts)

@@ -31,3 +31,10 @@ def test_ids_are_remembered_by_slot(num_rows: int) -> None:
     remember(found_S, slots_R, ids_R, "triton")
     remember(expected_S, slots_R, ids_R, "eager")
     assert torch.equal(found_S, expected_S)
+
+
+def test_ids_of_padding_are_forgotten() -> None:
+    slots_R = torch.tensor([3, -1, 0, -1, -1], dtype=torch.int32, device=DEVICE)
+    found_S = torch.full((6,), -7, device=DEVICE)
+    remember(found_S, slots_R, torch.arange(10, 15, device=DEVICE), "triton")
+    assert found_S.tolist() == [12, -7, -7, 10, -7, -7]

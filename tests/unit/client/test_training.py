@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import numpy as np
 import pytest
 
-from harmonia.client import HarmonyClient, InferenceModel, StringThread, TokenizedThread, TrainingModel
+from harmonia.client import HarmonyClient, InferenceModel, StringThread, TokenizedThread, TrainingModel, get_client
 from harmonia.errors import InvalidRequestError, SequenceTooLongError
 from harmonia.protocol import losses
 from harmonia.protocol.instances import Save, Train
@@ -78,6 +78,34 @@ async def test_each_loss_arrives_as_asked(
 ) -> None:
     assert await call(policy, await policy.tokenize_thread(GOOD)) is None
     assert worker.of(Train)[0].loss == loss
+
+
+async def test_a_teacher_is_named(policy: TrainingModel, model: InferenceModel, worker: SmallWorker) -> None:
+    tokens = await policy.tokenize_thread(GOOD)
+    await policy.train_distillation(tokens, model)
+    await policy.train_distillation(tokens, model.temperature(0.5), divergence="total_variation")
+    assert [message.loss for message in worker.of(Train)] == [
+        losses.Distillation(teacher="judge"),
+        losses.Distillation(teacher="judge", divergence="total_variation"),
+    ]
+
+
+async def test_bad_teachers_are_refused_before_anything_is_sent(
+    policy: TrainingModel, model: InferenceModel, worker: SmallWorker
+) -> None:
+    tokens = await policy.tokenize_thread(GOOD)
+    with pytest.raises(InvalidRequestError, match="forward_kl, reverse_kl, total_variation; got 'kl'"):
+        await policy.train_distillation(tokens, model, divergence="kl")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a model that was spawned, not str"):
+        await policy.train_distillation(tokens, "judge")  # type: ignore[arg-type]
+    async with await get_client(worker.address) as other:
+        stranger = await other.model("/models/tiny").spawn_inference("stranger")
+        with pytest.raises(InvalidRequestError, match="'stranger' was spawned by another client"):
+            await policy.train_distillation(tokens, stranger)
+    await model.dealloc()
+    with pytest.raises(InvalidRequestError, match="'judge' was deallocated"):
+        await policy.train_distillation(tokens, model)
+    assert not worker.of(Train)
 
 
 async def test_lists_of_wrong_length_raise_on_their_own_call(policy: TrainingModel) -> None:

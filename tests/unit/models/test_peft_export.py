@@ -101,7 +101,7 @@ def test_peft_opens_a_scoring_adapter(name, tmp_path, folder):
 def test_everything_reads_back_bit_for_bit(base, folder):
     adapter, head = random_adapter(tiny.load(base)), torch.randn(1, 64)
     info = AdaptiveInfo(
-        kind="adapter", parent="judge-1", draft_target="big", draft_steps=4, defaults={"temperature": 0.5}
+        kind="adapter", parent="judge-1", draft_target="big", num_draft_steps=4, defaults={"temperature": 0.5}
     )
     write_adapter(folder, adapter, "model_registry://base", head, source=open_model(base), info=info)
     saved = read_saved_adapter(folder, max_rank=8)

@@ -63,10 +63,12 @@ CONFIGS = {
 }
 
 
-def reference_model(name: str) -> PreTrainedModel:
-    """A random model of this configuration, every parameter away from its initial constant."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32).eval()
+def reference_model(name: str, seed: int = 0, **settings: int) -> PreTrainedModel:
+    """A random model of this configuration, or one with other settings, every parameter away from its initial value."""
+    torch.manual_seed(seed)
+    config = CONFIGS[name]()
+    config.update(settings)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:

@@ -92,6 +92,23 @@ async def test_text_streams_and_ends_with_usage(desk: Desk) -> None:
     assert not any(isinstance(command, Drop) for command in desk.sent)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_each_answer_says_what_was_proposed_to_it(desk: Desk, stream: bool) -> None:
+    first, second = await desk.generate(n=2, stream=stream, num_draft_steps=3)
+    assert [request.num_draft_steps for request in desk.added] == [3, 3]
+    steps = [(first, 3, 1, None), (second, 2, 2, None), (first, 3, 0, "length"), (second, 0, 0, "length")]
+    for seq_id, drafted, accepted, reason in steps:
+        output = SequenceOutput(
+            seq_id=seq_id, token_ids=(7,), num_drafted=drafted, num_accepted=accepted, finish_reason=reason
+        )
+        desk.streams.take([output])
+    told = {delta.index: (delta.drafted_tokens, delta.accepted_tokens) for delta in desk.deltas if delta.finish_reason}
+    assert told == {0: (6, 1), 1: (2, 2)}
+    end = desk.got[-1]
+    assert isinstance(end, Finished)
+    assert (end.usage.drafted_tokens, end.usage.accepted_tokens) == (8, 3)
+
+
 async def test_stop_string_drops_the_sequence_and_ignores_the_rest(desk: Desk) -> None:
     (seq_id,) = await desk.generate(sampling=SamplingParams(stop=("END",)))
     desk.write(seq_id, "so EN")
@@ -242,6 +259,6 @@ async def test_begin_of_text_is_not_doubled() -> None:
 async def test_a_model_without_template_says_so() -> None:
     with ThreadPoolExecutor(1) as executor:
         desk = Desk(executor)
-        desk.intake._tokenizer = byte_tokenizer(template=None)
+        desk.intake.tokenizer = byte_tokenizer(template=None)
         with pytest.raises(InvalidRequestError, match="no chat template"):
             await desk.generate(prompt=ChatPrompt(messages=({"role": "user", "content": "x"},)))

@@ -38,9 +38,9 @@ class JudgeExample(DtoBaseModel):
 
 
 class Judge(DtoBaseModel):
-    """A model that passes or fails answers by criteria."""
+    """A model that passes or fails answers by criteria. model_uri: None is an external model, which has no weights."""
 
-    model_uri: str
+    model_uri: str | None
     model_key: str
     criteria: str
     examples: list[JudgeExample]
@@ -50,10 +50,10 @@ class Judge(DtoBaseModel):
 
 
 class Prebuilt(DtoBaseModel):
-    """A model that judges by criteria that come with the platform."""
+    """A model that judges by criteria that come with the platform. model_uri: as of a `Judge`."""
 
     prebuilt_config_key: PrebuiltConfigKey
-    model_uri: str
+    model_uri: str | None
     model_key: str
     type: Literal["Prebuilt"] = "Prebuilt"
 
@@ -68,7 +68,7 @@ class Remote(DtoBaseModel):
 
 
 class Custom(DtoBaseModel):
-    """A grader that lives in a recipe; it cannot be loaded."""
+    """A grader that lives in a recipe, which brings it when it loads it."""
 
     description: str | None = None
     type: Literal["Custom"] = "Custom"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from harmonia.client.recipe.grader_records import Verdict
+
 
 class ModelSettings(Protocol):
     """The inference settings of a model, as its project keeps them."""
@@ -42,6 +44,9 @@ class ControlPlane(Protocol):
 
     async def get_grader_config(self, grader_key: str) -> Any:
         """An `AdaptiveGrader`."""
+
+    async def grade(self, grader_key: str, threads: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+        """What a grader that runs there makes of conversations with `messages` and `metadata`, in their order."""
 
     def download_dataset(self, dataset_key: str, file_path: str) -> None:
         """Write a dataset to a file."""

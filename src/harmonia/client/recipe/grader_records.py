@@ -1,4 +1,4 @@
-"""Graders as the control plane tells of them, and as recipes read them."""
+"""Graders and their verdicts as the control plane tells of them, and as recipes read them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
+
 from harmonia.client.data import AdaptiveGrader
-from harmonia.errors import InvalidRequestError
 
 GRADER = """query ($key: IdOrKey!, $project: IdOrKey!) { grader(id: $key, project: $project) {
   id key name metric { id } graderConfig { __typename
@@ -18,6 +19,23 @@ GRADER = """query ($key: IdOrKey!, $project: IdOrKey!) { grader(id: $key, projec
     ... on RemoteConfigOutput { url version remoteDescription: description }
     ... on CustomConfigOutput { customDescription: description } } } }"""
 """Fields of one name but different types have names of their own, since one answer may not have both."""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What a grader that the control plane runs made of a conversation: a value, or an error with its code."""
+
+    value: float | None = None
+    reasoning: str | None = None
+    error: str | None = None
+    code: str | None = None
+    ignored: bool = False
+    """The grader left the conversation out; the error says why."""
+
+
+class Verdicts(msgspec.Struct, frozen=True):
+    """Those of several conversations, in their order."""
+
+    grades: list[Verdict]
 
 
 def grader_record(told: Mapping[str, Any]) -> AdaptiveGrader:
@@ -65,14 +83,7 @@ def _custom(told: Mapping[str, Any], _: uuid.UUID) -> dict[str, Any]:
 
 
 def _model(told: Mapping[str, Any]) -> dict[str, Any]:
-    key, address = told["model"]["key"], told["model"]["harmonyUrl"]
-    if address is None:
-        raise InvalidRequestError(
-            f"the judge of this grader is {key!r}, an external model, which jobs cannot load; give the grader a model "
-            "of the registry",
-            field="grader_key",
-        )
-    return {"model_uri": address, "model_key": key}
+    return {"model_uri": told["model"]["harmonyUrl"], "model_key": told["model"]["key"]}
 
 
 _KINDS: dict[str, Callable[[Mapping[str, Any], uuid.UUID], dict[str, Any]]] = {

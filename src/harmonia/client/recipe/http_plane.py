@@ -7,20 +7,24 @@ import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin
 
 import httpx
+import msgspec
 
 from harmonia import tracing
 from harmonia.client.data import AdaptiveGrader
-from harmonia.client.recipe.grader_records import GRADER, grader_record
+from harmonia.client.recipe.grader_records import GRADER, Verdict, Verdicts, grader_record
 from harmonia.errors import (
     AuthenticationError,
     EntityNotFoundError,
     InvalidRequestError,
+    OverloadedError,
     PermissionDeniedError,
     UnavailableError,
 )
@@ -29,10 +33,20 @@ from harmonia.log import get_logger
 log = get_logger(__name__)
 
 _TIMEOUT_S = 60.0
+_GRADING_TIMEOUT_S = 1800.0
+"""Graders have limits of their own, which end what hangs; judges of many conversations wait for each other."""
+_GRADING_THREADS = 8
+"""Apart from those that everything else waits in: grades may take minutes."""
 _PATIENCE_S = 20.0
 """For so long a control plane that does not answer is asked again."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
-_REFUSALS = {401: AuthenticationError, 403: PermissionDeniedError, 404: EntityNotFoundError}
+_REFUSALS = {
+    401: AuthenticationError,
+    403: PermissionDeniedError,
+    404: EntityNotFoundError,
+    429: OverloadedError,
+    500: UnavailableError,
+}
 _URI = "://"
 _PATHS = ("/", ".", "~")
 _KINDS = {"eval": "EVALUATION"}
@@ -87,12 +101,14 @@ class HttpControlPlane:
         if trace := tracing.traceparent():
             headers["traceparent"] = trace
         self._http = httpx.Client(base_url=self._url, headers=headers, timeout=_TIMEOUT_S, trust_env=False)
+        self._grading = ThreadPoolExecutor(_GRADING_THREADS, thread_name_prefix="grading")
         self._stages: list[str] = []
         self._heartbeat: _Heartbeat | None = None
 
     def close(self) -> None:
         """End the heartbeat and the connections."""
         self.stop_heartbeat()
+        self._grading.shutdown(wait=False, cancel_futures=True)
         self._http.close()
 
     # --------------------------------------------------------------------------------------------- settings
@@ -132,6 +148,14 @@ class HttpControlPlane:
         """A grader of the job's project."""
         variables = {"key": grader_key, "project": self._project}
         return grader_record((await asyncio.to_thread(self._ask, GRADER, variables))["grader"])
+
+    async def grade(self, grader_key: str, threads: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+        """Let a grader of the job's project grade conversations; it takes as long as the grader does."""
+        path = f"api/v1/projects/{quote(self._project)}/graders/{quote(grader_key)}/grade"
+        body = {"threads": threads}
+        send = partial(self._send, "POST", path, json=body, timeout=_GRADING_TIMEOUT_S)
+        answer = await asyncio.get_running_loop().run_in_executor(self._grading, send)
+        return msgspec.json.decode(answer.content, type=Verdicts).grades
 
     def get_checkpoint_metadata(self, artifact_id: str) -> Mapping[str, Any]:
         """What a checkpoint was reported with."""
@@ -308,6 +332,16 @@ class HttpControlPlane:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
+class _Words(msgspec.Struct):
+    message: str
+
+
+class _Problem(msgspec.Struct):
+    """How the server tells of an error."""
+
+    error: _Words
+
+
 class _Heartbeat:
     def __init__(self, beat: Any, interval_s: float) -> None:
         self._beat = beat
@@ -330,5 +364,9 @@ class _Heartbeat:
 def _check(answer: httpx.Response) -> None:
     if answer.is_success:
         return
-    what = f"{answer.request.method} {answer.request.url.path}: HTTP {answer.status_code} {answer.text[:500]}"
+    try:
+        words = msgspec.json.decode(answer.content, type=_Problem).error.message
+    except msgspec.DecodeError:
+        words = answer.text[:500]
+    what = f"{answer.request.method} {answer.request.url.path}: HTTP {answer.status_code} {words}"
     raise _REFUSALS.get(answer.status_code, InvalidRequestError)(f"the control plane refuses {what}")

@@ -17,6 +17,8 @@ T = TypeVar("T", bound=BaseModel)
 class JsonParseError(HarmoniaError):
     """A model did not give what was asked for, after all retries; `completion` is its last answer."""
 
+    code = "unreadable_answer"
+
     def __init__(self, message: str, completion: str) -> None:
         super().__init__(message, completion=completion)
         self.completion = completion
