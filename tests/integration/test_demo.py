@@ -16,10 +16,12 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from harmonia.cli import demo_lesson, demo_show
+from harmonia.cli import demo_lesson, demo_prompts, demo_show
 from harmonia.cli.demo_job import losses_of
 from harmonia.cli.demo_lesson import make_lesson, num_right
+from harmonia.cli.demo_prompts import make_prompts
 from harmonia.cli.demo_report import picture_place
+from harmonia.cli.demo_speed import learned_of
 from harmonia.errors import InvalidRequestError
 from harmonia.sdk import Adaptive
 
@@ -114,6 +116,33 @@ def test_losses_are_read_from_the_log_of_the_job() -> None:
     assert losses_of(log) == [(1, pytest.approx(78.88 * 8 / 98)), (2, pytest.approx(1.6e-5))]
 
 
+# --------------------------------------------------------------------------------------------------- the questions
+
+
+def test_the_questions_are_the_same_every_time_and_none_is_in_both_parts() -> None:
+    prompts = make_prompts(demo_prompts.NUM_PROMPTS)
+    assert prompts == make_prompts(demo_prompts.NUM_PROMPTS)
+    every = [*prompts.learned, *prompts.asked]
+    assert len(set(every)) == len(every) == demo_prompts.NUM_PROMPTS + demo_prompts.NUM_ASKED
+    assert make_prompts(10) == (prompts.learned[:10], prompts.asked)
+
+
+def test_acceptance_is_read_from_the_log_of_the_job() -> None:
+    log = """   1  val/acceptance_rate 0.018  val/num_proposed_tokens 109  val/tokens_per_s 12.5
+   2  50.0%  train/loss 8.8  num_tokens 96  train/acceptance_rate 0.3646  train/overlap 0.63  lr 0.01
+   3 100.0%  train/loss 8.1  num_tokens 96  train/acceptance_rate 0.4  train/overlap 0.65  lr 0.001
+   4  val/acceptance_rate 0.4  val/num_proposed_tokens 90  val/tokens_per_s 20  val/plain_tokens_per_s 15
+"""
+    assert learned_of(log) == ([0.3646, 0.4], [(0.018, 12.5), (0.4, 20.0)], 15.0)
+    assert learned_of("") == ([], [], None)
+
+
+@pytest.mark.parametrize(("rows", "specdec"), [(-1, False), (257, False), (1, True), (100_000, True)])
+def test_numbers_of_rows_that_cannot_be(rows: int, specdec: bool) -> None:
+    with pytest.raises(InvalidRequestError, match=f"--rows must be from . to .* here, got {rows}"):
+        demo_show.num_rows(rows, specdec=specdec)
+
+
 # ------------------------------------------------------------------------------------------------- the data folder
 
 
@@ -181,6 +210,24 @@ def test_it_talks_teaches_deploys_compares_draws_and_serves_on(roomy: Path, tmp_
         rest(process)
         assert process.wait(40) == 0
     assert not left_in(tmp_path) and not elsewhere.exists()
+
+
+def test_it_cuts_trains_and_deploys_a_draft_that_changes_no_answer(roomy: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "acceptance.png"
+    options = ("--specdec", "--port", "0", "--model", str(roomy), "--rows", "40", "--picture", str(picture))
+    with running(tmp_path, *options) as process:
+        said = " ".join(heard(process, "Ctrl-C ends it").split())
+        assert "the first 1 of its layers" in said and "roomy_accelerated is online beside roomy" in said
+        assert "8 of 8 answers are the same to the letter" in said
+        assert re.search(r"as it was cut [│|] 0\.\d+ [│|] [\d.]+ [│| ]+ trained [│|] 0\.\d+", said)
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        url, api_key = re.search(r'base_url="(http://[^"]+)/v1", api_key="(hk-[^"]+)"', said).groups()
+        with Adaptive(url, api_key, "default") as adaptive:
+            assert {model.key for model in adaptive.models.list()} == {"roomy", "roomy_accelerated"}
+        process.send_signal(signal.SIGINT)
+        rest(process)
+        assert process.wait(40) == 0
+    assert not left_in(tmp_path)
 
 
 def test_ctrl_c_ends_a_lesson_and_leaves_nothing(roomy: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,7 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from harmonia.cli.curves import print_curve, write_png
-from harmonia.cli.demo_lesson import EXAMPLE, NUM_UNSEEN, Lesson, Row, num_right
+from harmonia.cli.demo_lesson import NUM_UNSEEN, Lesson, Row, num_right
 from harmonia.cli.demo_talk import Turn
 from harmonia.cli.first_models import EXAMPLE_TOKENS, PROJECT, curl, python
 from harmonia.cli.running import EXAMPLE_QUESTION
@@ -27,7 +28,6 @@ PUPIL = "barista"
 """Key of the adapter."""
 _NUM_SHOWN = 4
 _SHOWN_CHARS = 64
-_TITLE = "loss per token"
 HARMONIA = os.path.relpath(Path(sys.executable).with_name("harmonia"))
 """The command, as people may type it here."""
 
@@ -90,10 +90,10 @@ def print_waits(console: Console, waits_s: Sequence[float]) -> None:
         )
 
 
-def show_losses(console: Console, losses: Sequence[tuple[float, float]], path: Path) -> None:
-    """The curve here and as a picture."""
-    print_curve(console, {_TITLE: losses}, "The lesson")
-    write_png(path, {_TITLE: losses}, "The lesson")
+def show_curve(console: Console, title: str, name: str, points: Sequence[tuple[float, float]], path: Path) -> None:
+    """Something that changed step by step, here and as a picture."""
+    print_curve(console, {name: points}, title)
+    write_png(path, {name: points}, title)
     console.print(f"the same as a picture: {escape(str(path))}", soft_wrap=True)
 
 
@@ -114,10 +114,20 @@ def picture_place(wanted: Path | None) -> Path:
     return path
 
 
-def print_invitation(console: Console, url: str, api_key: str, base: str, job: str | None, kept: Path | None) -> None:
-    """How to go on: questions for the models from a shell and from Python, and commands. job: the lesson's, if there
-    was one. kept: the data folder, if it stays."""
-    model, question = (base, EXAMPLE_QUESTION) if job is None else (PUPIL, EXAMPLE)
+class Made(NamedTuple):
+    """The model that a job made."""
+
+    key: str
+    question: str
+    """To try by hand."""
+    job: str
+
+
+def print_invitation(console: Console, url: str, api_key: str, base: str, made: Made | None, kept: Path | None) -> None:
+    """How to go on: questions for the models from a shell and from Python, and commands. made: by a job, if there was
+    one. kept: the data folder, if it stays."""
+    model, question = (base, EXAMPLE_QUESTION) if made is None else (made.key, made.question)
+    job = None if made is None else made.job
     said = {
         "in a shell": curl(url, model, api_key, question),
         "or with OpenAI's client": _with_openai(url, api_key, model, question),

@@ -23,7 +23,9 @@ from rich.markup import escape
 from harmonia.cli import demo_report as report
 from harmonia.cli import first_models, up
 from harmonia.cli.demo_job import Asking, LessonJob, Pupil
-from harmonia.cli.demo_lesson import NUM_ROWS, Lesson, make_lesson
+from harmonia.cli.demo_lesson import EXAMPLE, NUM_ROWS, Lesson, make_lesson
+from harmonia.cli.demo_prompts import NUM_PROMPTS
+from harmonia.cli.demo_speed import DEFAULT_PROMPTS, DRAFT_BYTES, SpeedShow
 from harmonia.cli.demo_talk import People, Turn, connect
 from harmonia.cli.reporting import configure_log, reported
 from harmonia.cli.tables import print_error, size
@@ -48,9 +50,16 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def demo(
     once: Annotated[bool, typer.Option("--once", help="Exit at the end instead of serving on.")] = False,
+    specdec: Annotated[
+        bool, typer.Option("--specdec", help="Train a draft that makes the model faster, instead of the lesson.")
+    ] = False,
     rows: Annotated[
-        int, typer.Option(min=0, max=NUM_ROWS, help="Rows of the lesson to learn from, 8 to a step; 0 only talks.")
-    ] = NUM_ROWS,
+        int | None,
+        typer.Option(
+            help=f"Rows to learn from, 8 to a step: of the lesson up to {NUM_ROWS}, 0 only talks; with --specdec "
+            f"questions, {DEFAULT_PROMPTS} unless said otherwise, up to {NUM_PROMPTS}.",
+        ),
+    ] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port; 9000, or a free one if that is taken.")
     ] = None,
@@ -64,7 +73,7 @@ def demo(
     ] = None,
 ) -> None:
     """Start the control plane with SmolLM2-135M-Instruct, ask it two questions, teach it something in a job while it
-    serves, deploy what came out, and keep serving."""
+    serves, deploy what came out, and keep serving. With --specdec the job makes it faster."""
     started = time.perf_counter()
     _forget_other_servers()
     console = Console()
@@ -73,12 +82,23 @@ def demo(
             configure_log()
             (path,) = first_models.located([str(model or bundled_model())])
             place = report.picture_place(picture)
-            with data_folder(data_dir) as folder:
-                show = Show(path, folder, console, rows, place, started)
+            kind, count = SpeedShow if specdec else Show, num_rows(rows, specdec=specdec)
+            with data_folder(data_dir, DRAFT_BYTES if specdec else 0) as folder:
+                show = kind(path, folder, console, count, place, started)
                 code = uvloop.run(_run(show, _port(port), is_kept=data_dir is not None, once=once))
     except KeyboardInterrupt as interrupt:  # before the server took signals over
         raise typer.Exit(_INTERRUPTED) from interrupt
     raise typer.Exit(code)
+
+
+def num_rows(wanted: int | None, *, specdec: bool) -> int:
+    """How many rows to learn from. InvalidRequestError for more than there are."""
+    default, fewest, most = (DEFAULT_PROMPTS, 2, NUM_PROMPTS) if specdec else (NUM_ROWS, 0, NUM_ROWS)
+    if wanted is None:
+        return default
+    if not fewest <= wanted <= most:
+        raise InvalidRequestError(f"--rows must be from {fewest} to {most} here, got {wanted}", field="rows")
+    return wanted
 
 
 def bundled_model() -> Path:
@@ -93,10 +113,10 @@ def bundled_model() -> Path:
 
 
 @contextmanager
-def data_folder(wanted: Path | None) -> Iterator[Path]:
+def data_folder(wanted: Path | None, more_bytes: int = 0) -> Iterator[Path]:
     """A folder for the server: the one that was asked for, which must be new or empty, else one that goes with the end.
 
-    InvalidRequestError if there is no such folder, or no room in it.
+    InvalidRequestError if there is no such folder, or no room in it. more_bytes: that are needed beside `NEEDED_BYTES`.
     """
     if wanted is not None:
         folder = wanted.expanduser().resolve()
@@ -107,7 +127,7 @@ def data_folder(wanted: Path | None) -> Iterator[Path]:
                 field="data_dir",
             )
         up.make_folder(folder)
-        _check_room(folder)
+        _check_room(folder, NEEDED_BYTES + more_bytes)
         yield folder
         return
     try:
@@ -117,18 +137,17 @@ def data_folder(wanted: Path | None) -> Iterator[Path]:
             f"no temporary folder can be made: {error.strerror or error}; --data-dir names a place", field="data_dir"
         ) from error
     try:
-        _check_room(folder)
+        _check_room(folder, NEEDED_BYTES + more_bytes)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_room(folder: Path) -> None:
+def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
-    if free < NEEDED_BYTES:
+    if free < needed:
         raise InvalidRequestError(
-            f"{folder} has {size(free)} left of the {size(NEEDED_BYTES)} that are needed; --data-dir names another "
-            "place",
+            f"{folder} has {size(free)} left of the {size(needed)} that are needed; --data-dir names another place",
             field="data_dir",
         )
 
@@ -199,7 +218,7 @@ class Show:
         report.print_waits(console, asking.waits_s)
         report.print_side_by_side(console, self.base, lesson.held_out, before, after)
         await self._grade(adaptive, before, after)
-        report.show_losses(console, learning.losses, self.picture)
+        report.show_curve(console, "The lesson", "loss per token", learning.losses, self.picture)
 
     async def _examine(self, people: People, model: str) -> list[Turn]:
         """What a model answers to the held-out orders, all of them asked at once."""
@@ -218,13 +237,14 @@ class Show:
     def invite(self, plane: up.Plane, is_kept: bool) -> None:
         """Say how to go on."""
         kept = self.folder if is_kept else None
-        report.print_invitation(self.console, plane.url, str(plane.api_key), self.base, self.job, kept)
+        made = None if self.job is None else report.Made(report.PUPIL, EXAMPLE, self.job)
+        report.print_invitation(self.console, plane.url, str(plane.api_key), self.base, made, kept)
 
     def _tell(self, line: str) -> None:
         self.console.print(line, markup=False, soft_wrap=True)
 
 
-async def _run(show: Show, port: int, *, is_kept: bool, once: bool) -> int:
+async def _run(show: Show | SpeedShow, port: int, *, is_kept: bool, once: bool) -> int:
     config = up.control_config(os.environ, None, show.folder, None, port)
     if not is_kept:
         config = config.model_copy(update={"jobs": Jobs(stop_seconds=0)})  # nobody will go on at a checkpoint

@@ -30,6 +30,9 @@ class Turn(msgspec.Struct, kw_only=True):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    accepted_tokens: int = 0
+    """Of those that a draft proposed, the right ones."""
+    rejected_tokens: int = 0
 
     @property
     def tokens_per_s(self) -> float:
@@ -44,9 +47,9 @@ class People:
         self._http = http
         self._project = project
 
-    async def ask(self, model: str, question: str) -> Turn:
+    async def ask(self, model: str, question: str, max_tokens: int = ANSWER_TOKENS) -> Turn:
         """What a model answers, greedily. httpx.HTTPError with the server's words if it does not."""
-        return await self._answer(model, [{"role": "user", "content": question}], {"max_tokens": ANSWER_TOKENS})
+        return await self._answer(model, [{"role": "user", "content": question}], {"max_tokens": max_tokens})
 
     async def converse(self, model: str, console: Console) -> None:
         """Ask the two questions in one session; print the answers as they come."""
@@ -116,4 +119,7 @@ def _take(turn: Turn, chunk: JsonObject) -> str:
     if usage is not None:
         turn.prompt_tokens, turn.completion_tokens = usage["prompt_tokens"], usage["completion_tokens"]
         turn.cached_tokens = usage["prompt_tokens_details"]["cached_tokens"]
+        proposed = usage.get("completion_tokens_details") or {}  # only where something was
+        turn.accepted_tokens = proposed.get("accepted_prediction_tokens", 0)
+        turn.rejected_tokens = proposed.get("rejected_prediction_tokens", 0)
     return text

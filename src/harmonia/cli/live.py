@@ -71,6 +71,8 @@ class Training:
     unit: str = ""
     """Of the loss, as it is written after the number."""
     grad_norm: float | None = None
+    agreement: float | None = None
+    """With a teacher, where there is one."""
     num_tokens: int = 0
     recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_RATE_OVER_STEPS + 1))
     """Time and tokens of the last steps."""
@@ -87,7 +89,7 @@ class Training:
         """Note one more step, given what `optim_step` returned and how many steps are done."""
         self.steps = int(metrics.get("optim_step", self.steps + 1))
         self.loss, self.unit = loss_of_step(metrics)
-        self.grad_norm = metrics.get("grad_norm")
+        self.grad_norm, self.agreement = metrics.get("grad_norm"), metrics.get("agreement")
         tokens = int(metrics.get("num_input_tokens", metrics.get("num_tokens", 0)))
         self.num_tokens += tokens
         self.recent.append((now_s, tokens))
@@ -96,6 +98,8 @@ class Training:
         parts = [f"step {self.steps}"]
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4g}{self.unit}")
+        if self.agreement is not None:
+            parts.append(f"agreement {self.agreement:.2f}")
         if self.grad_norm is not None:
             parts.append(f"grad norm {self.grad_norm:.3g}")
         if self.tokens_per_s is not None:

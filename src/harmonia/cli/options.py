@@ -11,6 +11,7 @@ import typer
 from harmonia.config import CacheConfig, EngineConfig, WorkerConfig
 from harmonia.config.engine import Device, Precision
 from harmonia.errors import InvalidRequestError
+from harmonia.models.drafts import Pairing, pair
 from harmonia.models.registry import ModelRegistry
 from harmonia.protocol.instances import MAX_DRAFT_STEPS
 from harmonia.server import bind
@@ -70,7 +71,10 @@ Draft = Annotated[
 NumDraftSteps = Annotated[
     int | None,
     typer.Option(
-        "--num-draft-steps", min=1, max=MAX_DRAFT_STEPS, help="Tokens to propose at a time, at most; 4 by default."
+        "--num-draft-steps",
+        min=1,
+        max=MAX_DRAFT_STEPS,
+        help="Tokens to propose at a time, at most; by default what the draft was saved with, else 4.",
     ),
 ]
 
@@ -101,7 +105,15 @@ def engine_config(
 def located(model: str, registry: Path | None) -> Path:
     """Where a model is that was named by its path or by its key; refuses one that is not there."""
     try:
-        return ModelRegistry(WorkerConfig(registry=_absolute(registry)).registry_folder()).resolve(model)
+        return _opened(registry).resolve(model)
+    except InvalidRequestError as error:
+        raise typer.BadParameter(error.message) from error
+
+
+def paired(model: str, draft: str | None, num_steps: int | None, registry: Path | None) -> Pairing:
+    """The same for a model that is to answer, with its draft; refuses what does not go together."""
+    try:
+        return pair(_opened(registry), model, draft, num_steps)
     except InvalidRequestError as error:
         raise typer.BadParameter(error.message) from error
 
@@ -121,6 +133,10 @@ def with_port(config: WorkerConfig, host: str, port: int | None, registry: Path 
         with bind(host, 0) as free:
             port = free.getsockname()[1]
     return msgspec.structs.replace(config, host=host, port=port, registry=_absolute(registry))
+
+
+def _opened(registry: Path | None) -> ModelRegistry:
+    return ModelRegistry(WorkerConfig(registry=_absolute(registry)).registry_folder())
 
 
 def _absolute(registry: Path | None) -> str:

@@ -14,20 +14,25 @@ from harmonia.cli.app import app
 from harmonia.cli.options import (
     DEFAULTS,
     DeviceOption,
+    Draft,
     Invariant,
     KvCacheLen,
     MaxAdapters,
     MaxSeqLen,
     ModelPath,
+    NumDraftSteps,
     PrecisionOption,
     Registry,
     engine_config,
     located,
+    paired,
 )
 from harmonia.cli.reporting import reported
 from harmonia.cli.tables import print_plan
 from harmonia.config.engine import Precision
 from harmonia.errors import InvalidRequestError
+from harmonia.models.drafts import Pairing
+from harmonia.protocol.instances import DEFAULT_DRAFT_STEPS
 
 DEFAULT_RANK = 16
 
@@ -87,7 +92,8 @@ def plan(
     targets: Targets = None,
     full: Full = False,
     max_adapters: MaxAdapters = DEFAULTS.max_adapters,
-    draft: Annotated[str | None, typer.Option(metavar="PATH", help="Smaller model that proposes tokens.")] = None,
+    draft: Draft = None,
+    draft_steps: NumDraftSteps = None,
     registry: Registry = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
@@ -101,7 +107,7 @@ def plan(
 
       harmonia plan ./Qwen3-8B --kv-cache-len 200000 --dtype bf16 --device cuda
 
-      harmonia plan ./Qwen3-8B --draft ./Qwen3-0.6B --device cuda
+      harmonia plan model_registry://qwen3-8b_accelerated --device cuda
 
       harmonia plan ./Qwen3-8B --train --max-batch-size 8192 --adapter-rank 32
 
@@ -111,9 +117,8 @@ def plan(
     """
     # The planner belongs to the compute half: importing it loads torch, which no other command needs.
     from harmonia.engine.memory import plan_memory
-    from harmonia.engine.needs import training_need
+    from harmonia.engine.needs import InstanceNeed, training_need
 
-    console = Console()
     chosen = precision if dtype is None else _PRECISIONS[dtype]
     config = engine_config(kv_cache_len, max_seq_len, chosen, device, max_adapters=max_adapters)
     config = msgspec.structs.replace(config, invariant=invariant)
@@ -121,14 +126,18 @@ def plan(
         check_training(train, max_batch_size, full, targets)
         names = tuple(name.strip() for name in targets.split(",")) if targets else ()
         needs = [] if max_batch_size is None else [training_need(max_batch_size, 0 if full else adapter_rank, names)]
-        draft_path = None if draft is None else str(located(draft, registry))
-        result = plan_memory(str(located(model, registry)), config, needs, draft_path=draft_path)
+        pairing = Pairing(located(model, registry))  # what is trained is the model itself, though it be a draft
+        if draft is not None or not train:
+            pairing = paired(model, draft, draft_steps, registry)
+        if pairing.source is not None:
+            needs.append(InstanceNeed(name="serving", num_draft_steps=pairing.num_steps or DEFAULT_DRAFT_STEPS))
+        draft_path = None if pairing.draft is None else str(pairing.draft)
+        result = plan_memory(str(pairing.model), config, needs, draft_path=draft_path)
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
     else:
-        print_plan(console, result.to_dict())
-    if not result.fits:
-        raise typer.Exit(1)
+        print_plan(Console(), result.to_dict())
+    raise typer.Exit(0 if result.fits else 1)
 
 
 def check_training(train: bool, max_batch_size: int | None, full: bool, targets: str | None) -> None:

@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,13 +100,14 @@ class Journal(JournalJobNotifier):
         self._keep_description()
         resumable = [checkpoint for checkpoint in self.state.checkpoints if checkpoint.file]
         newest = (self.state.checkpoints[-1], *resumable[-1:])
-        self._remove_checkpoints({key for checkpoint in newest for key in checkpoint.models.values()})
+        kept = {key for checkpoint in newest for key in checkpoint.models.values()}
+        self._remove({key for checkpoint in self.state.checkpoints for key in checkpoint.models.values()} - kept)
 
     def complete(self) -> None:
-        """COMPLETED, which leaves no use for checkpoints."""
+        """COMPLETED, which leaves no use for checkpoints, nor for what a recipe put beside them for a while."""
         self._keep_description()
         super().complete()
-        self._remove_checkpoints(set())
+        self._remove(() if self._registry is None else self._registry.keys())
 
     def report_metrics(self, stage: str, metrics: Mapping[str, Metric]) -> None:
         """Append a record, and show what of it is shown."""
@@ -128,15 +129,12 @@ class Journal(JournalJobNotifier):
         if described is not None:
             super().describe(*described)
 
-    def _remove_checkpoints(self, kept: set[str]) -> None:
-        """Remove the models of this job's checkpoints, where the registry is that of a worker that was started here."""
+    def _remove(self, keys: Iterable[str]) -> None:
+        """Remove those of the models that are this job's own, where the registry is that of a worker started here."""
         if self._registry is None:
             return
         own = f"checkpoints/{self.job_id}/"  # a recipe that reports a checkpoint itself may name models to be kept
-        keys = {key for checkpoint in self.state.checkpoints for key in checkpoint.models.values()}
-        for key in sorted(keys - kept):
-            if not key.startswith(own):
-                continue
+        for key in sorted(key for key in keys if key.startswith(own)):
             try:
                 self._registry.remove(key)
             except OSError as error:

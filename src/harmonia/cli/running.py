@@ -42,7 +42,7 @@ class Running:
         self.console = Console(stderr=True)
         self._socket = bind(server.server.host, server.server.port)
         self.server = server = server.at_port(self._socket.getsockname()[1])
-        self._fleet = LocalFleet(self._echo)
+        self._fleet = LocalFleet(self._echo, max_silence_s=server.http_client.max_silence_secs)
         self._router = Router(self._fleet, server.http_client.timeout_secs)
         self._listener = Listener(create_app(server, self._router), server, self._router)
         self._serving: asyncio.Task[None] | None = None

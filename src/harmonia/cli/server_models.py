@@ -11,6 +11,7 @@ from harmonia.cli.app import app
 from harmonia.cli.server_access import PANEL, ProjectOption, moment, server, show_one, shown
 from harmonia.cli.server_jobs import exit_if_failed, followed, show_job
 from harmonia.errors import EntityNotFoundError, InvalidRequestError
+from harmonia.protocol.instances import MAX_DRAFT_STEPS
 from harmonia.sdk.inputs import ComputeChanges
 from harmonia.sdk.operations.models import Model
 
@@ -80,11 +81,21 @@ def deploy_model(
     project: ProjectOption = None,
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Until it answers.")] = False,
     default: Annotated[bool, typer.Option("--default", help="Let it answer for the whole project.")] = False,
+    draft_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--num-draft-steps",
+            min=1,
+            max=MAX_DRAFT_STEPS,
+            help="Tokens to propose at a time: by its draft, or from the conversation where it has none.",
+        ),
+    ] = None,
 ) -> None:
     """Serve a model in a project."""
     with server(project) as adaptive:
-        service = adaptive.models.deploy(model, wait, default)
-        show_one(service.id, {"model": service.key, "state": service.status, "default": service.is_default})
+        service = adaptive.models.deploy(model, wait, default, num_draft_steps=draft_steps)
+        told = {"model": service.key, "state": service.status, "default": service.is_default}
+        show_one(service.id, {**told, "draft steps": service.num_draft_steps})
 
 
 @group.command("terminate")
@@ -142,7 +153,8 @@ def _last_part(path: str) -> str:
 
 
 def _show(model: Model) -> None:
-    kind = "external" if model.is_external else "adapter" if model.is_adapter else "base model"
+    kinds = {"external": model.is_external, "adapter": model.is_adapter, "draft": model.is_spec_dec_draft}
+    kind = next((name for name, applies in kinds.items() if applies), "base model")
     fields: dict[str, object] = {
         "model": model.key,
         "name": model.name,

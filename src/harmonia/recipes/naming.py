@@ -1,12 +1,26 @@
-"""The names by which built-in recipes log their metrics."""
+"""Names in built-in recipes: keys of the models that they save, and of the metrics that they log."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from harmonia.client.table import Table
 from harmonia.trainers import Logger
+
+
+def _model_key(key: str) -> str:
+    """Refuse before the training what the registry would refuse after it."""
+    parts = key.split("/")
+    if not all(part and part[0] != "." for part in parts) or not key.isprintable() or "\\" in key:
+        raise ValueError("a model's key is names joined by single slashes, such as 'support/v2'")
+    return key
+
+
+ModelKey = Annotated[str, AfterValidator(_model_key)]
+"""Under which a trained model is saved."""
 
 
 class RenamingLogger(Logger):

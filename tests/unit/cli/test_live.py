@@ -36,6 +36,12 @@ def test_losses_are_per_token_and_steps_go_on_after_a_resume() -> None:
     assert shown.line() == "model: step 41, loss 2 per token  val/loss 1.5"
 
 
+def test_what_is_distilled_shows_how_far_it_agrees() -> None:
+    shown = display(io.StringIO())
+    shown.step("draft", {"loss": 4.0, "agreement": 0.456, "overlap": 0.4, "grad_norm": 0.5})
+    assert shown.line() == "draft: step 1, loss 4, agreement 0.46, grad norm 0.5"
+
+
 def test_a_model_is_shown_while_it_is_made() -> None:
     shown = display(io.StringIO())
     shown.spawn("pupil", 0.51)

@@ -41,7 +41,10 @@ def test_only_the_newest_checkpoint_stays_and_none_when_the_job_is_done(tmp_path
         checkpoint(job, registry, "checkpoints/one/checkpoint-20")
         checkpoint(job, registry, "checkpoints/one/checkpoint-40")
         assert registry.keys() == ["checkpoints/one/checkpoint-40", "kept", "mine/best"]
+        registry.path_for("checkpoints/one/for-a-while").mkdir()
+        registry.path_for("checkpoints/other/checkpoint-20").mkdir()
         job.complete()
+    registry.remove("checkpoints/other/checkpoint-20")
     assert registry.keys() == ["kept", "mine/best"]
 
 

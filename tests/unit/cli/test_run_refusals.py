@@ -84,7 +84,7 @@ def test_a_bad_file_of_parameters_names_what_is_wrong(content: str, says: str) -
     ("argv", "says"),
     [
         ([], "which recipe?"),
-        (["sfx"], "no built-in recipe of that key (sft)"),
+        (["sfx"], "no built-in recipe of that key (sft, specdec_alignment)"),
         (["--resume", "zz"], "no job 'zz'"),
         (["sft", "--worker", "ws://127.0.0.1:1", "--threads", "1"], "are for a worker that is started here"),
         (["sft", "--job-dir", "old"], "holds a job already"),

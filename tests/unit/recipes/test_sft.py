@@ -32,7 +32,7 @@ def config(folder: Path, count: int = 20, **changes: Any) -> SftConfig:
 
 def test_the_catalogue_finds_it() -> None:
     folder = find_recipe("sft")
-    assert recipe_keys() == ["sft"] and folder is not None and find_recipe("sf") is None
+    assert "sft" in recipe_keys() and folder is not None and find_recipe("sf") is None
     assert recipe_summary("sft").startswith("Supervised fine-tuning")
     recipe = load_recipe(folder)
     assert recipe.config_class is not None and recipe.config_class.__name__ == "SftConfig" and recipe.context_parameter

@@ -2,18 +2,11 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from harmonia.client.parameters import Dataset, Model, dataset_kinds, model_kinds
 from harmonia.client.recipe import InputConfig
-
-
-def _model_key(key: str) -> str:
-    """Refuse before the training what the registry would refuse after it."""
-    parts = key.split("/")
-    if not all(part and part[0] != "." for part in parts) or not key.isprintable() or "\\" in key:
-        raise ValueError("a model's key is names joined by single slashes, such as 'support/v2'")
-    return key
+from harmonia.recipes.naming import ModelKey
 
 
 class SftConfig(InputConfig):
@@ -24,8 +17,7 @@ class SftConfig(InputConfig):
         Field(title="Model to train", description="Key of a model in the registry, or a folder or GGUF file"),
     ]
     output_model_key: Annotated[
-        str,
-        AfterValidator(_model_key),
+        ModelKey,
         Field(title="Output model key", description="The trained model is saved in the registry under this key"),
     ]
     dataset: Annotated[
