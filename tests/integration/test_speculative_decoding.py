@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,12 @@ from msgspec.structs import replace
 from transformers.models.llama import LlamaConfig, LlamaForCausalLM
 
 from harmonia.config import CacheConfig, EngineConfig
+from harmonia.engine import graph_plan
+from harmonia.engine.batch import Batch
+from harmonia.engine.proposer import Proposer
 from harmonia.engine.requests import SaveRequest
 from harmonia.engine.runtime import Runtime
+from harmonia.engine.speculation import Choice, Speculation
 from harmonia.errors import InsufficientMemoryError, InvalidRequestError
 from tests.unit.engine.runtime import CONFIG, Bench, Reply, sample
 from tests.unit.models.tiny import SIZES, VOCAB, reference_model
@@ -133,6 +138,56 @@ def test_a_draft_that_is_the_target_is_always_right(folder: Path, config: Engine
         bench.drain()
     proposed, accepted = num_accepted(bench, "it")
     assert proposed > 200 and accepted == proposed
+
+
+def test_all_passes_of_a_draft_are_single_tokens_once_it_knows_the_prompts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that on a GPU each is a captured graph: of a sequence it lacks one token or, where all were right, two."""
+    monkeypatch.setattr(Speculation, "choose", lambda self, count, share, most: Choice(count, min(3, most)))
+    bench = Bench(INVARIANT)
+    bench.spawn("it", str(folder / "target"), draft=str(folder / "near"), num_draft_steps=4)
+    runner = bench.runtime._lanes.of("it").engine._runner
+    assert runner.proposer is not None
+    passes = list[Batch]()
+    monkeypatch.setattr(runner, "proposer", Watched(runner.proposer, passes.append))
+    for index, prompt in enumerate(prompts(6)):
+        bench.begin("it", prompt, 30, seed=index, **SAMPLINGS[index % 4])
+    bench.drain()
+    known = [batch for batch in passes if all(row.start >= row.sequence.num_prompt for row in batch.rows)]
+    assert len(known) > 20
+    assert all(batch.has_single_tokens for batch in known)
+    widths = {len(batch.rows) / len(batch.work) for batch in known}
+    assert 1.0 in widths and max(widths) > 1, "some lacked two tokens"
+    assert max(item.count for batch in known for item in batch.work) == 2
+
+
+class Watched:
+    """A proposer whose batches somebody sees."""
+
+    def __init__(self, proposer: Proposer, see: Callable[[Batch], None]) -> None:
+        self.model, self.steps, self._proposer, self._see = proposer.model, proposer.steps, proposer, see
+
+    def __call__(self, batch: Batch) -> None:
+        self._see(batch)
+        self._proposer(batch)
+
+
+@pytest.mark.parametrize("rows", [1, 12, 40])
+def test_answers_do_not_depend_on_the_rows_that_there_is_room_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """Few proposals, for some sequences only, or none at all."""
+    monkeypatch.setattr(graph_plan, "_VERIFIED_ROWS", rows)
+    config = replace(INVARIANT, scheduler=replace(INVARIANT.scheduler, max_running=8))
+    plain, drafted = Bench(config), Bench(config)
+    plain.spawn("it", str(folder / "target"))
+    drafted.spawn("it", str(folder / "target"), draft=str(folder / "near"), num_draft_steps=6)
+    asked = prompts(14)
+    wanted, got = begin_all(plain, "it", asked), begin_all(drafted, "it", asked)
+    plain.drain()
+    drafted.drain()
+    assert answers(drafted, got) == answers(plain, wanted)
 
 
 def test_batches_mix_those_with_and_without_a_draft(folder: Path) -> None:

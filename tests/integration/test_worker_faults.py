@@ -209,7 +209,7 @@ def test_what_cannot_be_loaded_is_the_last_line(tiny: Path, tmp_path: Path) -> N
     with start_worker(tmp_path / "nothing here", tmp_path) as running:
         assert running.wait() == 3
         fatal = last_line(running)
-        assert fatal["code"] == "unsupported_model"
+        assert fatal["code"] == "unknown_model"
         assert "nothing here" in fatal["message"]
 
 

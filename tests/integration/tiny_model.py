@@ -1,11 +1,15 @@
 """A tiny random Llama with a byte tokenizer and a chat template, as files; and an adapter for it."""
 
+import shutil
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from harmonia.models.adaptive_info import AdaptiveInfo, write_info
 
 BEGIN, END = "<|im_start|>", "<|im_end|>"
 TEMPLATE = (
@@ -47,6 +51,19 @@ def make_model(folder: Path) -> Path:
     """Write the model."""
     _model().save_pretrained(folder)
     _tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_draft(folder: Path, model: Path, target: str, num_draft_steps: int | None = None, noise: float = 0.0) -> Path:
+    """Write a copy of a model as the draft of another, with somewhat other weights."""
+    shutil.copytree(model, folder)
+    if noise:
+        weights = load_file(folder / "model.safetensors")
+        generator = torch.Generator().manual_seed(7)
+        moved = {name: value + noise * torch.randn(value.shape, generator=generator) for name, value in weights.items()}
+        save_file(moved, folder / "model.safetensors", {"format": "pt"})
+    info = AdaptiveInfo(kind="model", draft_target=target, num_draft_steps=num_draft_steps)
+    write_info(folder, info)
     return folder
 
 

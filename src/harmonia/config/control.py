@@ -162,6 +162,14 @@ class Graders(_Section):
     network."""
 
 
+class ExternalModels(_Section):
+    """Models that somebody else computes."""
+
+    allow_private: bool = False
+    """Let their endpoints be at private, loopback and link-local addresses, as servers of this network are: whoever
+    registers a model then reaches it."""
+
+
 class Notifications(_Section):
     """Telling the outside what happens."""
 
@@ -250,6 +258,8 @@ class ControlConfig(ServerConfig):
     """`ADAPTIVE_AUTH__*`."""
     files: Files = Files()
     """`ADAPTIVE_FILES__*`."""
+    external_models: ExternalModels = ExternalModels()
+    """`ADAPTIVE_EXTERNAL_MODELS__*`."""
     graders: Graders = Graders()
     """`ADAPTIVE_GRADERS__*`."""
     notifications: Notifications = Notifications()

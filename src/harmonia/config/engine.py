@@ -66,7 +66,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     draft: str | None = None
     """Folder or file of a smaller model that proposes tokens to the served model, or `ngram`: see `SpawnSpec.draft`."""
     num_draft_steps: int | None = None
-    """Tokens that are proposed at a time, 1 to 8; None proposes up to 4."""
+    """Tokens that are proposed at a time, 1 to 8; None: what the draft was saved with, else up to 4."""
     max_adapters: int = 4
     """Named adapters that may be loaded at once."""
     max_adapter_rank: int = 64

@@ -38,6 +38,9 @@ class HttpClient(BaseModel):
 
     timeout_secs: float = Field(default=60.0, gt=0)
     """Longest wait for a worker to take a request or answer a command."""
+    max_silence_secs: float = Field(default=30.0, gt=0)
+    """How long a worker's process may hang (stopped, or stuck in a call) before it is killed and started again; it is
+    noticed within 1.25 times that. Loading, long prompts and training steps are no hanging, however long they take."""
 
 
 class ServerConfig(BaseSettings):

@@ -23,7 +23,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What one worker serves, and the sockets on which clients reach it."""
 
     model: str | None = None
-    """Hugging Face folder or GGUF file to serve from the start; None starts bare, and clients spawn what they need."""
+    """Hugging Face folder or GGUF file to serve from the start, or the folder of a saved draft, which stands for its
+    target with this draft; None starts bare, and clients spawn what they need."""
     key: str = ""
     """Name under which requests address that model."""
     socket: str = ""
@@ -43,6 +44,9 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Milliseconds before a request without its first token is given up, queue time included."""
     max_grammar_bytes: int = 262_144
     """Largest JSON schema or grammar that a request may bring."""
+    max_silence_s: float = 30.0
+    """Seconds for which a process of the worker may show no sign of life before it is killed. Loading, long prompts and
+    training steps are such signs. A fleet sets it to its own."""
     place: str = ""
     """The device that it gets when a fleet starts it: a GPU as `CUDA_VISIBLE_DEVICES` names it, `cpu`, or some cores,
     such as `cpu:0-3,8`. Empty: all that the fleet has."""

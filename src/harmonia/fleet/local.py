@@ -31,42 +31,54 @@ MAX_FAILED_LOADS = 3
 
 
 class LocalFleet(Fleet):
-    """Worker processes of this machine, each with a socket in a private folder, restarted when they crash."""
+    """Worker processes of this machine, each with a socket in a private folder, restarted when they crash or hang."""
 
     def __init__(
         self,
         echo: Callable[[str], None] | None = None,
         stop_timeout_s: float = 10.0,
         environment: Mapping[str, str] | None = None,
+        max_silence_s: float = 30.0,
     ) -> None:
         """echo: gets every line that a worker logs; they go to standard error without it. environment: what workers
-        get beside that of this process, such as the GPUs that they may see."""
+        get beside that of this process, such as the GPUs that they may see. max_silence_s: how long a process may hang
+        before it counts as crashed (`WorkerConfig.max_silence_s`)."""
+        self._max_silence_s = max_silence_s
         self._environment = dict(environment or {})
         self._echo = echo or _to_stderr
         self._stop_timeout_s = stop_timeout_s
         self._folder: Path | None = None
         self._statuses: dict[str, WorkerStatus] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._ending: set[str] = set()
         self._watchers: set[asyncio.Queue[WorkerStatus]] = set()
 
     async def start(self, config: WorkerConfig) -> str:
         """Begin to start a worker and return its replica id at once."""
         replica = uuid.uuid4().hex[:8]
         self._folder = self._folder or _private_folder()
-        config = msgspec.structs.replace(config, socket=str(self._folder / f"{replica}.sock"))
+        config = msgspec.structs.replace(
+            config, socket=str(self._folder / f"{replica}.sock"), max_silence_s=self._max_silence_s
+        )
         self._report(WorkerStatus(replica=replica, key=config.key, state=WorkerState.LOADING, socket=config.socket))
         self._keepers[replica] = asyncio.create_task(self._keep(replica, config))
         return replica
 
     async def stop(self, replica: str) -> None:
-        """End a worker gracefully and forget it."""
-        keeper = self._keepers.pop(replica, None)
+        """End a worker gracefully and forget it; also where somebody else does so, who may be cancelled meanwhile."""
+        keeper = self._keepers.get(replica)
         if keeper is None:
             return
-        keeper.cancel()
-        await asyncio.gather(keeper, return_exceptions=True)
-        self._change(replica, state=WorkerState.STOPPED, pid=None)
-        del self._statuses[replica]
+        if replica not in self._ending:
+            self._ending.add(replica)  # once: a second time would cancel the orderly end
+            keeper.cancel()
+        await asyncio.wait({keeper})  # unlike awaiting it, this does not pass on that the caller is cancelled
+        if not keeper.cancelled():
+            keeper.exception()  # told by the worker's state
+        if self._keepers.pop(replica, None) is not None:
+            self._ending.discard(replica)
+            self._change(replica, state=WorkerState.STOPPED, pid=None)
+            del self._statuses[replica]
 
     async def close(self, timeout_s: float | None = None) -> None:
         """End every worker and remove the sockets; what takes longer than `timeout_s` is killed."""

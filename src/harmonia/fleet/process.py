@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
@@ -19,6 +20,7 @@ from harmonia.config import WorkerConfig
 from harmonia.config.worker import CPU, cores_of
 from harmonia.log import get_logger
 from harmonia.protocol.fleet import WorkerFailure
+from harmonia.protocol.pulse import Pulse
 
 log = get_logger(__name__)
 
@@ -33,13 +35,18 @@ _PR_SET_PDEATHSIG = 1
 class WorkerProcess:
     """A running worker. Make it with `spawn`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, socket: Path, on_line: Callable[[str], None]) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, config: WorkerConfig, on_line: Callable[[str], None], pulse: Pulse
+    ) -> None:
         self._process = process
         self._on_line = on_line
-        self._socket = socket
+        self._socket = Path(config.socket)
+        self._max_silence_s = config.max_silence_s
+        self._was_silent = False
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._fatal: WorkerFailure | None = None
         self._reader = asyncio.create_task(self._read_log())
+        self._guard = asyncio.create_task(self._kill_if_silent(pulse))
 
     @classmethod
     async def spawn(
@@ -49,24 +56,16 @@ class WorkerProcess:
 
         environment: variables beside those of this process.
         """
-        socket = Path(config.socket)
-        socket.unlink(missing_ok=True)
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",  # a queue.py in the user's folder is not Python's
-            "-m",
-            "harmonia.worker",
-            "--config-json",
-            msgspec.json.encode(config).decode(),
-            env={**os.environ, **_visible_gpus(config.place), **(environment or {})},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            # Its own session: Ctrl-C in a terminal reaches the server, which ends its workers in order.
-            start_new_session=True,
-            preexec_fn=partial(_prepare, os.getpid(), cores_of(config.place)) if sys.platform == "linux" else None,
-        )
-        return cls(process, socket, on_line)
+        Path(config.socket).unlink(missing_ok=True)
+        ours, theirs = socket.socketpair()
+        pulse = Pulse(ours, config.max_silence_s)
+        try:
+            with theirs:
+                process = await _spawn(config, theirs.fileno(), environment or {})
+        except BaseException:
+            pulse.close()
+            raise
+        return cls(process, config, on_line, pulse)
 
     @property
     def pid(self) -> int:
@@ -79,15 +78,19 @@ class WorkerProcess:
         return self._process.returncode == REFUSED_EXIT_CODE
 
     def failure(self) -> WorkerFailure:
-        """Why it ended: its own words if it left any, else its exit code and last lines."""
+        """Why it ended: that it was silent, else its own words if it left any, else its exit code and last lines."""
+        tail = "".join(f"\n{line}" for line in self._lines)
+        if self._was_silent:
+            return WorkerFailure(
+                code="worker_lost",
+                message=f"the worker hung: it did not answer for {self._max_silence_s:g} s and was killed; if it was "
+                f"only slow, raise ADAPTIVE_HTTP_CLIENT__MAX_SILENCE_SECS{tail and ':'}{tail}",
+            )
         if self._fatal is not None:
             return self._fatal
         code = self._process.returncode
         end = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-        tail = "\n".join(self._lines)
-        return WorkerFailure(
-            code="worker_lost", message=f"the worker ended with {end}" + (f":\n{tail}" if tail else "")
-        )
+        return WorkerFailure(code="worker_lost", message=f"the worker ended with {end}{tail and ':'}{tail}")
 
     async def wait_ready(self) -> bool:
         """True once it listens on its socket, False when it ended before."""
@@ -105,6 +108,7 @@ class WorkerProcess:
 
     async def stop(self, timeout_s: float) -> None:
         """Ask it to end, then make it."""
+        self._guard.cancel()
         if self._process.returncode is None:
             self._signal(signal.SIGTERM)
             try:
@@ -114,8 +118,16 @@ class WorkerProcess:
         # Also after its end: whatever it started is in its process group.
         self._signal(signal.SIGKILL)
         await self._process.wait()
+        await asyncio.gather(self._guard, return_exceptions=True)
         await self._reader
         self._socket.unlink(missing_ok=True)
+
+    async def _kill_if_silent(self, pulse: Pulse) -> None:
+        with contextlib.closing(pulse):
+            await pulse.lost()
+        log.error("worker %d has not answered for %g s and is killed", self.pid, self._max_silence_s)
+        self._was_silent = True
+        self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -144,6 +156,27 @@ class WorkerProcess:
                 return
         self._lines.append(line)
         self._on_line(line)
+
+
+async def _spawn(config: WorkerConfig, pulse_fd: int, environment: Mapping[str, str]) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",  # a queue.py in the user's folder is not Python's
+        "-m",
+        "harmonia.worker",
+        "--config-json",
+        msgspec.json.encode(config).decode(),
+        "--pulse-fd",
+        str(pulse_fd),
+        pass_fds=[pulse_fd],
+        env={**os.environ, **_visible_gpus(config.place), **environment},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        # Its own session: Ctrl-C in a terminal reaches the server, which ends its workers in order.
+        start_new_session=True,
+        preexec_fn=partial(_prepare, os.getpid(), cores_of(config.place)) if sys.platform == "linux" else None,
+    )
 
 
 def _visible_gpus(place: str) -> dict[str, str]:

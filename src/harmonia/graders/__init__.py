@@ -6,6 +6,7 @@ from harmonia.graders.combined import CombinedGrader
 from harmonia.graders.exceptions import IgnoreGradeException
 from harmonia.graders.logs import FailedJudgeLog, SuccessJudgeLog, sample_score_distribution
 from harmonia.graders.parameter import Grader
+from harmonia.graders.platform import PlatformGrader
 
 __all__ = [
     "BaseGrader",
@@ -15,6 +16,7 @@ __all__ = [
     "Grade",
     "Grader",
     "IgnoreGradeException",
+    "PlatformGrader",
     "SuccessJudgeLog",
     "sample_score_distribution",
 ]

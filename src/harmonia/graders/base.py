@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, SupportsFloat, TypeVar
 
 from harmonia.client.grades import Grade
@@ -100,23 +101,27 @@ class BaseGrader(ABC, Generic[LogType]):
         tp: int | None = None,
         kv_cache_len: int | None = None,
         max_tokens: int | None = None,
-    ) -> BaseGrader[dict[str, Any]]:
-        """The grader that the platform describes: a function. Judges and remote graders are refused for now."""
-        return cls.from_source_code(grader_config.key, require_loadable(grader_config))
+        custom: Mapping[str, GradeFunction] | None = None,
+    ) -> BaseGrader[Any]:
+        """The grader that the platform describes; see `Grader.load`."""
+        load = LOADERS[type(grader_config.config)]
+        return await load(grader_config, Surroundings(ctx, tp, kv_cache_len, max_tokens, custom or {}))
 
 
-def require_loadable(grader_config: AdaptiveGrader) -> str:
-    """The source code of a function grader. InvalidRequestError for any other."""
-    key, config = grader_config.key, grader_config.config
-    if config.type != "Function":
-        raise InvalidRequestError(
-            f"grader {key!r} is of type {config.type}, and only functions can be loaded so far; "
-            f"write it in the recipe: BaseGrader.from_function({key!r}, grade)",
-            field="grader_key",
-        )
-    if config.source_code is None:
-        raise InvalidRequestError(f"the function grader {key!r} has no source code", field="source_code")
-    return config.source_code
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a grader is loaded into. tp, kv_cache_len and max_tokens (in tokens) are for the model of a judge; custom:
+    the functions of graders that live in the recipe, by key."""
+
+    ctx: RecipeContext
+    tp: int | None
+    kv_cache_len: int | None
+    max_tokens: int | None
+    custom: Mapping[str, GradeFunction]
+
+
+LOADERS: dict[type, Callable[[AdaptiveGrader, Surroundings], Awaitable[BaseGrader[Any]]]] = {}
+"""How to make the graders of each type of config; `harmonia.graders.loading` fills it."""
 
 
 class FunctionGrader(BaseGrader[dict[str, Any]]):

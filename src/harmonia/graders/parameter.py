@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_serializer, model_validator
@@ -9,7 +10,9 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from harmonia.errors import InvalidRequestError
-from harmonia.graders.base import BaseGrader, require_loadable
+from harmonia.graders.base import BaseGrader
+from harmonia.graders.loading import check_grader
+from harmonia.graders.source import GradeFunction
 
 if TYPE_CHECKING:
     from harmonia.client.data import AdaptiveGrader
@@ -48,13 +51,23 @@ class Grader(BaseModel):
         tp: int | None = None,
         kv_cache_len: int | None = None,
         max_tokens: int | None = None,
+        custom: Mapping[str, GradeFunction] | None = None,
     ) -> BaseGrader[Any]:
-        """The grader itself. tp, kv_cache_len (tokens) and max_tokens are for the model of one that is a judge."""
-        return await BaseGrader.from_config(await self._config(ctx), ctx, tp, kv_cache_len, max_tokens)
+        """The grader itself, whatever its type.
+
+        A function runs in the recipe. The model of a judge is spawned on the job's worker, where it shares weights with
+        others of the same base; tp, kv_cache_len (tokens) and max_tokens (of a verdict) are for it, None leaves them to
+        the model. Servers outside, and judges that are external models, are asked through the control plane with the
+        job's key, whose user needs `project:infer`. Graders of type Custom live in the recipe: custom has their
+        functions, `async def grade(thread) -> float`, by key.
+
+        Errors: InvalidRequestError for a grader without a way to grade, RuntimeError for a judge that does not start.
+        """
+        return await BaseGrader.from_config(await self._config(ctx), ctx, tp, kv_cache_len, max_tokens, custom)
 
     async def check(self, ctx: RecipeContext) -> None:
         """InvalidRequestError if it cannot be loaded; nothing is loaded."""
-        require_loadable(await self._config(ctx))
+        await check_grader(await self._config(ctx), ctx)
 
     async def _config(self, ctx: RecipeContext) -> AdaptiveGrader:
         if ctx.control_plane is None:

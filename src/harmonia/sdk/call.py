@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 from urllib.parse import parse_qsl, urlsplit
@@ -71,8 +71,14 @@ class Call:
         }
 
 
-def graphql_call(operation: Operation[Any], variables: Mapping[str, Any], file: FilePart | None) -> Call:
-    """An operation; with a file as the GraphQL multipart request specification has it."""
+Attached = FilePart | Sequence[FilePart]
+"""What the variable `file` of an operation stands for, or `files` if it is several."""
+
+
+def graphql_call(operation: Operation[Any], variables: Mapping[str, Any], file: Attached | None) -> Call:
+    """An operation; with files as the GraphQL multipart request specification has it."""
+    if file is not None and not isinstance(file, FilePart):
+        return _with_files(operation, variables, file)
     body = {
         "query": operation.document,
         "operationName": operation.name,
@@ -82,6 +88,19 @@ def graphql_call(operation: Operation[Any], variables: Mapping[str, Any], file: 
         return Call("POST", GRAPHQL, operation.kind == "query", json=body)
     data = {"operations": msgspec.json.encode(body).decode(), "map": '{"0": ["variables.file"]}'}
     return Call("POST", GRAPHQL, data=data, files={"0": file})
+
+
+def _with_files(operation: Operation[Any], variables: Mapping[str, Any], files: Sequence[FilePart]) -> Call:
+    body = {
+        "query": operation.document,
+        "operationName": operation.name,
+        "variables": {**variables, "files": [None] * len(files)},
+    }
+    if not files:
+        return Call("POST", GRAPHQL, json=body)
+    places = {str(place): [f"variables.files.{place}"] for place in range(len(files))}
+    data = {"operations": msgspec.json.encode(body).decode(), "map": msgspec.json.encode(places).decode()}
+    return Call("POST", GRAPHQL, data=data, files={str(place): file for place, file in enumerate(files)})
 
 
 def download_call(url: str, params: Mapping[str, str | int] | None = None) -> Call:

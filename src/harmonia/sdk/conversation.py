@@ -82,12 +82,37 @@ class CompletionOptions(GenerationOptions, total=False):
     """Give the prompt back, too."""
 
 
+class PromptTokens(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a prompt's tokens came from."""
+
+    cached_tokens: int = 0
+    """Taken from the cache instead of being computed."""
+
+
+class Predictions(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens that a draft proposed."""
+
+    accepted_prediction_tokens: int = 0
+    """Those that were right, and so are part of the answer."""
+    rejected_prediction_tokens: int = 0
+
+
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of a request."""
 
     prompt_tokens: int
     total_tokens: int
     completion_tokens: int = 0
+    prompt_tokens_details: PromptTokens | None = None
+    completion_tokens_details: Predictions | None = None
+    """None where no draft proposed anything."""
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Share of a draft's proposals that were right; None without any."""
+        told = self.completion_tokens_details
+        proposed = 0 if told is None else told.accepted_prediction_tokens + told.rejected_prediction_tokens
+        return None if told is None or not proposed else told.accepted_prediction_tokens / proposed
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):

@@ -55,6 +55,45 @@ class JobFilter(TypedDict, total=False):
     name: str
 
 
+class ArtifactFilter(TypedDict, total=False):
+    """Which of the things that jobs made are wanted."""
+
+    kinds: Sequence[Literal["EVALUATION", "CUSTOM", "DATASET", "MODEL", "CHECKPOINT"]]
+    job_id: str
+
+
+class UsageFilter(TypedDict, total=False):
+    """Which usage is wanted."""
+
+    since: int | str
+    """A moment, inclusive: milliseconds since 1970, a date, or `now - 1 month`."""
+    until: int | str
+    """A moment, exclusive."""
+    timezone: str
+    """Whose days are counted, such as Europe/Paris; UTC unless given."""
+    models: Sequence[str]
+    """Keys or ids."""
+    users: Sequence[str]
+    """E-mail addresses or ids."""
+    projects: Sequence[str]
+    """Keys or ids."""
+
+
+class Chart(TypedDict, total=False):
+    """Which scores of a metric are wanted, and how they are counted."""
+
+    since: int | str
+    """A moment, inclusive: milliseconds since 1970, a date, or `now - 1 month`. Unless given, the first score."""
+    until: int | str
+    """A moment, exclusive."""
+    timezone: str
+    """Whose days are counted, such as Europe/Paris; UTC unless given."""
+    by_model: bool
+    """A series for each model instead of one."""
+    aggregation: Literal["AVERAGE", "SUM", "COUNT"]
+    """What becomes of the scores in a bucket; AVERAGE unless given."""
+
+
 class RecipeDetails(TypedDict, total=False):
     """What a recipe is called, and where its code begins."""
 
@@ -147,6 +186,13 @@ def checked(values: Mapping[str, Any], kind: Any, argument: str, *, with_nulls: 
             known = ", ".join(kind.__annotations__)
             raise InvalidRequestError(f"{argument} has no {name!r}; it takes {known}", field=argument)
     return {camel(name): value for name, value in values.items() if with_nulls or value is not None}
+
+
+def timerange(since: int | str | None, until: int | str | None) -> dict[str, int | str] | None:
+    """From one moment to another as the schema has it: since 1970, and until now, unless given."""
+    if since is None and until is None:
+        return None
+    return {"from": 0 if since is None else since, "to": "now" if until is None else until}
 
 
 def label_pairs(labels: Mapping[str, str] | None) -> list[dict[str, str]] | None:

@@ -15,11 +15,14 @@ from sqlalchemy import select
 
 from harmonia.config.control import ControlConfig
 from harmonia.server.db.database import Database
-from harmonia.server.db.jobs import Job
+from harmonia.server.db.interactions import Completion
+from harmonia.server.db.jobs import Job, JobArtifact
+from harmonia.server.db.models import Model
 from harmonia.server.db.people import User
 from harmonia.server.db.projects import Project
 from harmonia.server.db.recipes import Recipe
 from harmonia.server.graphql.schema import make_schema
+from harmonia.server.services.interactions.interaction import Interaction, rows_of
 from harmonia.server.services.permissions import DEFAULT_ROLES
 from tests.integration.control.conftest import ADMIN, Plane
 
@@ -132,6 +135,7 @@ def _furnish(built: Laboratory) -> None:
     made("createDataset", file=("rows", rows), input={"project": P, "name": "rows", "key": "rows"})
     for name in ("first", "second"):
         made("createMonitoringRun", project=P, input={"name": name})
+    made("createSystemPromptTemplate", project=P, input={"name": "kind", "template": "Be kind."})
     made("createIntegration", team="default", input={"name": "told", "provider": "webhook", "config": WEBHOOK})
     for name in ("victim", "leaver"):
         wish = {"name": name, "email": f"{name}@example.com", "teams": [{"team": "default", "role": "empty"}]}
@@ -150,8 +154,18 @@ def _furnish(built: Laboratory) -> None:
         "victim": "victim@example.com",
         "leaver": "leaver@example.com",
         "robot": "robot@system.adaptive.local",
-        "job": asyncio.run(_job(built.plane)),
+        "system_prompt": asked(f'{{ systemPromptTemplates(project: "{P}") {{ id }} }}')["systemPromptTemplates"][0][
+            "id"
+        ],
+        "model": asked('{ model(idOrKey: "one") { id } }')["model"]["id"],
+        **asyncio.run(_work(built.plane)),
     }
+    _hire(built)
+
+
+def _hire(built: Laboratory) -> None:
+    """People with each role."""
+    headers = {"authorization": f"Bearer {built.plane.api_key}"}
     accounts = [(team, role) for team in ("default", "admin") for role in DEFAULT_ROLES]
     for team, role in (*accounts, ("elsewhere", "admin")):
         name = f"{team}-{role}".replace("_", "-")
@@ -161,8 +175,8 @@ def _furnish(built: Laboratory) -> None:
         built.people[team, role] = answer.json()["data"]["createUser"]["generatedApiKey"]
 
 
-async def _job(plane: Plane) -> str:
-    """One that has ended, without waiting for it to run."""
+async def _work(plane: Plane) -> dict[str, str]:
+    """A job that has ended and left a checkpoint, and an answer of a model, without waiting for either."""
     database = Database(plane.config.database_address)
     async with database.begin() as session:
         recipe = (await session.execute(select(Recipe))).scalar_one()
@@ -180,8 +194,15 @@ async def _job(plane: Plane) -> str:
             created_by=admin,
         )
         session.add(job)
+        await session.flush()
+        names = {"model_checkpoint_names": {"one": "checkpoints/one"}}
+        checkpoint = JobArtifact(job_id=job.id, name="learn-1", kind="CHECKPOINT", details=names)
+        model = (await session.execute(select(Model.id).where(Model.key == "one"))).scalar_one()
+        asked = [{"role": "user", "content": "a"}]
+        answer = Interaction(project_id=project, messages=asked, completion="b", model_id=model, created_by=admin)
+        session.add_all((checkpoint, Completion(**rows_of(answer)[0])))
     await database.close()
-    return str(job.id)
+    return {"job": str(job.id), "checkpoint": str(checkpoint.id)}
 
 
 def may(permission: str | None, where: str, team: str, role: str) -> bool:

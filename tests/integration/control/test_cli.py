@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 from typer.testing import CliRunner, Result
 
 from harmonia.cli.main import app
 from harmonia.config.control import ControlConfig
 from harmonia.sdk import Adaptive
 from harmonia.sdk.operations.jobs import CustomRecipeJobDetails
+from harmonia.server.db.database import Database
+from harmonia.server.db.interactions import Completion
+from harmonia.server.db.projects import Project
+from harmonia.server.services.interactions.interaction import Interaction, rows_of
 from tests.integration.control.conftest import ADMIN, Plane
 
 PROJECT = "lab"
@@ -206,3 +212,76 @@ def test_settings_are_kept_and_the_environment_goes_before_them(
 def test_where_nobody_listens_is_told(harmonia: Harmonia, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADAPTIVE_BASE_URL", "http://127.0.0.1:1")
     assert "no server listens at http://127.0.0.1:1" in harmonia("team", "create", "x", exit_code=1).stderr
+
+
+def test_usage_is_told_by_whom_and_when(harmonia: Harmonia, running: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Adaptive(running.url, running.api_key, PROJECT) as admin:
+        tiny, me = admin.models.get("tiny"), admin.users.me()
+    assert tiny is not None and me is not None and running.services is not None
+    usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
+    project = asyncio.run(project_id(running))
+    answer = Interaction(
+        project_id=project,
+        messages=[{"role": "user", "content": "?"}],
+        completion="!",
+        model_id=uuid.UUID(tiny.id),
+        created_by=uuid.UUID(me.id),
+        usage=usage,
+    )
+    asyncio.run(written(running, answer))
+    for by, name in (("model", "tiny"), ("project", PROJECT), ("user", ADMIN)):
+        assert harmonia("usage", "--by", by).stdout == f"{name}\t10\t2\t1\n"
+    (line,) = harmonia("usage", "--every", "year", "--since", "now - 1 hour", "-p", PROJECT).stdout.splitlines()
+    assert line.split("\t")[::2] == ["tiny", "10", "1"] and len(line.split("\t")) == 5
+    assert harmonia("usage", "-p", "elsewhere").stdout == ""
+    assert "'Europe/Paris'" in harmonia("usage", "--timezone", "Mars", exit_code=1).stderr
+    assert "is no moment" in harmonia("usage", "--since", "yesterday", exit_code=1).stderr
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert all(word in harmonia("usage").stdout for word in ("prompt tokens", "answers", "tiny"))
+
+
+async def project_id(running: Plane) -> uuid.UUID:
+    database = Database(running.config.database_address)
+    async with database.read() as session:
+        found = (await session.execute(select(Project.id).where(Project.key == PROJECT))).scalar_one()
+    await database.close()
+    return found
+
+
+async def written(running: Plane, answer: Interaction) -> None:
+    database = Database(running.config.database_address)
+    await database.insert({Completion: [rows_of(answer)[0]]})
+    await database.close()
+
+
+def test_artifacts_are_listed_and_fetched(harmonia: Harmonia, recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text(
+        RECIPE.replace("    pass", "    CustomArtifact('notes', ctx).write(config.word)").replace(
+            "from harmonia", "from harmonia.client.artifacts import CustomArtifact\nfrom harmonia", 1
+        )
+    )
+    (published,) = ids(harmonia("publish", recipe, "-k", "noting"))
+    (job,) = ids(harmonia("launch", published, "--gpus", "0", "--follow", "--", "--word", "blue"))
+    (artifact,) = ids(harmonia("artifact", "list", "--job", job))
+    assert ids(harmonia("artifact", "list", "--kind", "custom")) == [artifact]
+    assert ids(harmonia("artifact", "list", "--kind", "model", "--kind", "checkpoint")) == []
+    assert "there are evaluation" in harmonia("artifact", "list", "--kind", "cake", exit_code=1).stderr
+    harmonia("artifact", "download", artifact, "--to", tmp_path / "notes")
+    printed = harmonia("artifact", "download", artifact).stdout_bytes
+    assert printed == (tmp_path / "notes").read_bytes() and b"blue" in printed
+    assert "checkpoints become models" in harmonia("artifact", "promote", artifact, "tiny", "X", exit_code=1).stderr
+
+
+def test_system_prompts_are_kept_used_and_forgotten(harmonia: Harmonia, tmp_path: Path) -> None:
+    file = tmp_path / "manners.txt"
+    file.write_text("You answer in {{ language }}.")
+    (first,) = ids(harmonia("prompt", "create", "manners", file))
+    (second,) = ids(harmonia("prompt", "create", "manners", "-", input="You answer."))
+    assert ids(harmonia("prompt", "list")) == [second, first]
+    ids(harmonia("prompt", "use", "tiny", first))
+    assert "begins with it" in harmonia("prompt", "delete", first, exit_code=1).stderr
+    assert "give the id of a prompt, or --none" in harmonia("prompt", "use", "tiny", exit_code=1).stderr
+    ids(harmonia("prompt", "use", "tiny", "--none"))
+    for prompt in (first, second):
+        harmonia("prompt", "delete", prompt)
+    assert ids(harmonia("prompt", "list")) == []

@@ -30,52 +30,28 @@ ROOTS = {"Query": "QueryRoot", "Mutation": "MutationRoot"}
 
 BILLING = "nobody is billed here"
 CATALOGUE = "models come from the hub or from files, not from a vendor's catalogue with licences"
-CHARTS = "figures for the charts of a user interface, which is not there; completionsGrouped gives statistics"
-JOBS = "found by the job's id; lists of jobs are filtered by `jobs`"
+EVALUATIONS = "grades are added up over all data sets of an evaluation"
 ONE_ENGINE = "there is one engine, which comes with the server: no images, groups or partitions to choose"
-PROMOTION = "recipes save models, and a job's artifacts name them"
-RECIPE_FILES = "a recipe is changed by uploading it again"
-SYSTEM_PROMPTS = "callers send the system prompt with the chat"
+GRADER_FILES = "custom graders are described in words; what a recipe brings is in its files"
 TOOLS = "callers give tools with the chat and call them themselves"
 WIDGETS = "the layout of a user interface, which is not there"
 
 _REASONS: dict[str, str] = {
     BILLING: """
-        BillingCycle BillingUsage Contract GlobalUsage GlobalUsageFilterInput QueryRoot.contract
-        QueryRoot.globalUsage
+        BillingCycle BillingUsage Contract GlobalUsage.signature QueryRoot.contract
         """,
     CATALOGUE: """
         AcceptLicenseInput AdaptiveModelCatalogEntry CatalogLicense ImportAdaptiveModelInput Model.order
         Model.publisher MutationRoot.acceptLicense MutationRoot.importAdaptiveModel
         QueryRoot.discoverAdaptiveModels
         """,
-    CHARTS: """
-        Activity ActivityOutput DateBucketUnit InteractionOutput Metric.activity MetricActivity
-        MetricAggregation MetricTrendInput MetricWithContext.comparisonCount MetricWithContext.scoreCount
-        MetricWithContext.timeseries MetricWithContext.trend Model.activity Model.metrics ModelService.activity
-        ModelService.metrics Project.activity QueryRoot.modelUsage QueryRoot.modelUsageByProject
-        QueryRoot.modelUsageByUser QueryRoot.modelUsageDetailsByProject QueryRoot.usageOptions Timeseries
-        TimeseriesInput TimeseriesInterval TrendResult UsageAggregateItem UsageAggregatePerProjectItem
-        UsageFilterExpression UsageFilterInput UsageOptionsInput UsageOptionsResult UsagePerProjectFilterInput
-        UsagePerUserFilterInput UsageStats UsageStatsByModel UsageStatsByProject UsageStatsByUser
-        """,
-    JOBS: """
-        ArtifactFilter EvaluationResult.dataset EvaluationResult.grader GpuAllocation.job
-        IntegerNumericCondition JobArtifact.job JobOptionsInput JobOptionsResult Model.modelServices
-        Model.sourceCheckpoint Model.trainingRun ModelFilter.size ModelService.abCampaigns ProjectItem
-        QueryRoot.artifacts QueryRoot.jobOptions QueryRoot.searchProject SearchInput SearchResult
-        """,
+    EVALUATIONS: "EvaluationResult.dataset",
     ONE_ENGINE: """
         CancelAllocationInput CustomRecipeJobDetails.harmonyImageTag InteractiveJobDetails.harmonyGroupId
-        JobDetailsCommon.computePoolId Model.nodeStatuses ModelNodeStatus MutationRoot.cancelAllocation
+        Model.nodeStatuses ModelNodeStatus MutationRoot.cancelAllocation
         MutationRoot.restartInferencePartition NodeModelStatus RestartPartitionInput
         """,
-    PROMOTION: "CheckpointModelPromotionInput MutationRoot.promoteCheckpoint PromoteCheckpointInput",
-    RECIPE_FILES: """
-        CustomConfigOutput.sources DuplicateRecipeInput GraderSourceOutput MutationRoot.duplicateCustomRecipe
-        MutationRoot.patchCustomRecipe PatchRecipeInput QueryRoot.parseRecipeSchema
-        """,
-    SYSTEM_PROMPTS: "ModelService.systemPromptTemplate SystemPromptTemplate UpdateModelService.systemPromptTemplate",
+    GRADER_FILES: "CustomConfigOutput.sources GraderSourceOutput",
     TOOLS: """
         CreateToolProviderInput ModelService.toolProviders MutationRoot.createToolProvider
         MutationRoot.deleteToolProvider MutationRoot.updateToolProvider Project.toolProviders Protocol

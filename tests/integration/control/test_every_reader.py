@@ -14,6 +14,7 @@ from harmonia.server.graphql.schema import make_schema
 from tests.integration.control.laboratory import (
     ANYWHERE,
     PROJECT,
+    RECIPE,
     RESERVED,
     TEAM,
     Laboratory,
@@ -37,12 +38,17 @@ class Look:
 _FILTER = f'filter: {{project: "{P}"}}'
 _ALL = f'{{fromFilters: {{filters: {{project: "{P}"}}}}}}'
 _DONE = "{ totalCount }"
+_USE = "(filter: {interval: DAY}) { interactions }"
 LOOKS: dict[str, Look] = {
     "abCampaigns": Look(f"({_FILTER}) {{ id }}", "project:read"),
     "abCampaign": Look('(idOrKey: "running") { id }', "project:read"),
     "completions": Look(f"({_FILTER}, page: {{}}) {{ nodes {{ id }} }}", "interaction:read"),
     "completionsGrouped": Look(f"({_FILTER}, page: {{}}, groupBy: MODEL) {{ nodes {{ count }} }}", "interaction:read"),
     "completion": Look(f'(project: "{P}", id: "$completion") {{ id }}', "interaction:read"),
+    "modelUsage": Look('(filter: {unit: DAY, modelId: "$model"}) { interactions }', "interaction:read"),
+    "modelUsageByProject": Look(_USE, "interaction:read"),
+    "modelUsageByUser": Look(_USE, "interaction:read"),
+    "modelUsageDetailsByProject": Look(_USE, "interaction:read"),
     "metrics": Look("{ id }", "metric:read"),
     "metric": Look(f'(projectIdOrKey: "{P}", metricIdOrKey: "quality") {{ id }}', "metric:read"),
     "users": Look("{ id }", "team:read", ANYWHERE),
@@ -57,6 +63,11 @@ LOOKS: dict[str, Look] = {
     "monitoringCategorical": Look(f'(project: "{P}", runIds: ["$run"]) {{ id }}', "project:read"),
     "customRecipes": Look(f'(project: "{P}") {{ id }}', "project:read"),
     "customRecipe": Look(f'(project: "{P}", idOrKey: "lesson") {{ id }}', "project:read"),
+    "parseRecipeSchema": Look(f"(recipeContent: {json.dumps(RECIPE)})", "project:adapt", ANYWHERE),
+    "artifacts": Look(f'(project: "{P}") {{ id }}', "project:read"),
+    "artifact": Look(f'(project: "{P}", id: "$checkpoint") {{ id }}', "project:read"),
+    "searchProject": Look(f'(project: "{P}", input: {{query: "o"}}) {{ jobs {{ id }} }}', "project:read"),
+    "systemPromptTemplates": Look(f'(project: "{P}") {{ id }}', "project:read"),
     "jobs": Look(f"(page: {{}}, {_FILTER}) {{ nodes {{ id }} }}", "project:read"),
     "job": Look('(id: "$job") { id }', "project:read"),
     "models": Look("{ id }", "model:read", ANYWHERE),
@@ -83,9 +94,11 @@ OPEN = {"me", "meta", "permissions", "prebuiltConfigs", "prebuiltCriteria", "pro
 """What everybody with a key may ask."""
 ELSEWHERE = {
     "apiKeys": "one's own",
-    "artifact": "needs a job that made something",
     "datasetUploadProcessingStatus": "needs an upload of one's own",
+    "globalUsage": "adds up what the caller may see",
     "interactionOptions": "what is found depends on interactions",
+    "jobOptions": "names what the caller may see",
+    "usageOptions": "names what the caller may see",
 }
 """What has tests of its own, with why."""
 _MESSAGES = [{"role": "user", "content": "a"}]

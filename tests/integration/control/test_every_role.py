@@ -116,6 +116,19 @@ ATTEMPTS: dict[str, Attempt] = {
         variables={"project": P, "id": "lesson", "input": {"description": "d"}},
         file=("lesson.txt", b"no code"),
     ),
+    "patchCustomRecipe": Attempt(
+        _ID,
+        "project:adapt",
+        variables={"project": P, "id": "lesson", "input": {"filesToDelete": ["none.py"]}, "files": []},
+    ),
+    "duplicateCustomRecipe": Attempt(
+        _ID, "project:adapt", variables={"project": P, "id": "lesson", "input": {"name": "Copy"}}
+    ),
+    "promoteCheckpoint": Attempt(
+        _ID,
+        "project:adapt",
+        variables={"input": {"artifactId": "$checkpoint", "models": [{"modelKey": "one", "name": "Promoted"}]}},
+    ),
     "createJob": Attempt(
         _ID,
         "project:adapt",
@@ -159,6 +172,10 @@ ATTEMPTS: dict[str, Attempt] = {
     "updateModelService": Attempt(
         _ID, "project:update", variables={"input": {"project": P, "modelService": "one", "isDefault": True}}
     ),
+    "createSystemPromptTemplate": Attempt(
+        _ID, "project:update", variables={"project": P, "input": {"name": "kind", "template": "Be {{ how }}."}}
+    ),
+    "deleteSystemPromptTemplate": Attempt(_NOTHING, "project:update", variables={"project": P, "id": "$system_prompt"}),
     "removeModelFromProject": Attempt(_NOTHING, "project:update", variables={"input": {"project": P, "model": "two"}}),
     "deleteModel": Attempt(_NOTHING, "model:update", ANYWHERE, {"input": {"model": "three"}}),
     "terminateModel": Attempt(_NOTHING, "model:update", ANYWHERE, {"idOrKey": "one", "force": True}),

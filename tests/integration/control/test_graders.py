@@ -24,7 +24,7 @@ from adaptive_sdk.graphql_client.input_types import CustomConfigInput, GraderCon
 from harmonia.client.data import PrebuiltConfigKey
 from harmonia.client.recipe.http_plane import HttpControlPlane
 from harmonia.config.control import ControlConfig, Graders
-from harmonia.errors import InvalidRequestError, UnavailableError
+from harmonia.errors import EntityNotFoundError, InvalidRequestError, PermissionDeniedError, UnavailableError
 from harmonia.graders.exceptions import IgnoreGradeException
 from harmonia.server.db.graders import Grader
 from harmonia.server.services.graders.graders import Graders as Service
@@ -180,16 +180,25 @@ def test_recipes_read_graders_of_every_kind(plane: Plane, lab: Adaptive, lengths
     lab.graders.create.external_endpoint(key="far", url=lengths)
     lab.graders.create.custom(key="own", description="Mine")
     control = HttpControlPlane(plane.url, plane.api_key, "lab")
-    read = {key: asyncio.run(control.get_grader_config(key)) for key in ("polite", "relevant", "far", "own")}
-    with pytest.raises(InvalidRequestError, match="an external model, which jobs cannot load"):
-        asyncio.run(control.get_grader_config("outside"))
+    read = {key: asyncio.run(control.get_grader_config(key)) for key in ("polite", "relevant", "outside", "far", "own")}
     again = asyncio.run(control.get_grader_config("polite"))
+    thread = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "four"}]}
+    (verdict,) = asyncio.run(control.grade("far", [thread]))
+    assert (verdict.value, verdict.reasoning, verdict.error) == (4.0, '{"words": 2}', None)
+    with pytest.raises(EntityNotFoundError, match="'nobody' does not exist"):
+        asyncio.run(control.grade("nobody", [thread]))
     control.close()
+    account = lab.users.create_service_account(name="bot", teams_with_role=[("default", "read-only")])
+    stranger = HttpControlPlane(plane.url, str(account.api_key), "lab")
+    with pytest.raises(PermissionDeniedError, match=r"HTTP 403 .*lacks the permission 'project:infer'"):
+        asyncio.run(stranger.grade("far", [thread]))
+    stranger.close()
     judge = read["polite"].config
     assert (judge.type, judge.model_key, judge.model_uri) == ("Judge", "tiny", "model_registry://tiny")
     assert (judge.criteria, judge.examples[0].pass_, judge.examples[0].input[0].content) == ("Is it polite?", True, "?")
     assert again == read["polite"]
     assert read["relevant"].config.prebuilt_config_key is PrebuiltConfigKey.AnswerRelevancy
+    assert (read["outside"].config.model_key, read["outside"].config.model_uri) == ("judge", None)
     assert (read["far"].config.url, read["far"].config.version) == (lengths, "1.2")
     assert (read["own"].config.type, read["own"].config.description) == ("Custom", "Mine")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
@@ -57,10 +58,27 @@ async def main(ctx: RecipeContext):
 )
 
 
+ASKING = (
+    HEAD
+    + """
+class Config(InputConfig):
+    path: str
+
+@recipe_main
+async def main(config: Config, ctx: RecipeContext):
+    model = await ctx.client.model(config.path).spawn_inference("model")
+    while True:
+        await model.generate(StringThread([("user", "Hello")]))
+        print("answered", flush=True)
+"""
+)
+
+
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
-    """With short logs."""
-    with Plane(ControlConfig(data_dir=tmp_path_factory.mktemp("plane"), jobs={"max_log_bytes": 50_000})) as plane:
+    """With short logs and little patience with workers."""
+    few = {"jobs": {"max_log_bytes": 50_000}, "http_client": {"max_silence_secs": 4}}
+    with Plane(ControlConfig(data_dir=tmp_path_factory.mktemp("plane"), **few)) as plane:
         yield plane
 
 
@@ -70,7 +88,7 @@ def sdk(plane: Plane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adap
     make_project(plane, "lab")
     folder = tmp_path_factory.mktemp("recipes")
     recipes = {"lesson": LESSON, "waiting": WAITING, "failing": FAILING, "greedy": GREEDY, "talking": TALKING}
-    recipes["fleeing"] = FLEEING
+    recipes |= {"fleeing": FLEEING, "asking": ASKING}
     with closing(Adaptive(base_url=plane.url, api_key=plane.api_key)) as sdk:
         sdk.set_default_project("lab")
         for name, source in recipes.items():
@@ -164,3 +182,18 @@ def test_a_job_can_be_canceled_whatever_it_does(plane: Plane, sdk: Adaptive) -> 
         until(sdk, job.id, lambda job: not (folders / job.id / "work").exists())
         assert sdk.jobs.delete(job.id)
         assert not (folders / job.id).exists()
+
+
+def test_a_job_whose_worker_hangs_fails_and_frees_its_device(plane: Plane, sdk: Adaptive, tiny: Path) -> None:
+    job = sdk.jobs.run("asking", 0, args={"path": str(tiny)})
+    until(sdk, job.id, lambda _: "answered" in log_of(plane, job.id))
+    (worker,) = (
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "harmonia.worker" in process.cmdline() and process.environ().get("ADAPTIVE_JOB_ID") == str(job.id)
+    )
+    worker.send_signal(signal.SIGSTOP)
+    done = ended(sdk, job.id)
+    assert done.status.value == "FAILED"
+    assert "the worker has forgotten this client" in done.error, done.error
+    assert not worker.is_running()

@@ -249,8 +249,14 @@ def test_only_the_job_and_its_creator_report_on_it_and_reach_its_worker(plane: P
         "mutation ($id: UUID!, $e: JobProgressEventInput!) { updateJobProgress(jobId: $id, event: $e) { success } }"
     )
     assert "nothing" in asyncio.run(keys_of_models(plane, job.id, plane.api_key))
-    for job_id, api_key in ((job.id, account.api_key), (job.id, "wrong"), (None, plane.api_key), ("x", plane.api_key)):
-        with pytest.raises(PermissionDeniedError, match="403"):
+    for job_id, api_key, says in (
+        (job.id, account.api_key, "403; only job .* may use its worker"),
+        (job.id, "wrong", "401; .*key"),
+        (None, plane.api_key, "403; name the job"),
+        ("x", plane.api_key, "403; name the job"),
+        (str(uuid.uuid4()), plane.api_key, "404; .*does not exist"),
+    ):
+        with pytest.raises(PermissionDeniedError, match=says):
             asyncio.run(keys_of_models(plane, job_id, api_key))
     beat = {"id": job.id, "e": {"heartbeat": {}}}
     assert "only job" in refusal(plane, report, beat, account.api_key)

@@ -28,6 +28,7 @@ from adaptive_sdk.graphql_client.input_types import (
     PrebuiltConfigInput,
 )
 
+from harmonia.config.control import ControlConfig
 from tests.integration.control.asking import data
 from tests.integration.control.conftest import Plane
 
@@ -72,6 +73,13 @@ def provider() -> Iterator[Provider]:
     provider = Provider()
     yield provider
     provider.close()
+
+
+@pytest.fixture
+def plane(tmp_path: Path) -> Iterator[Plane]:
+    """One whose external models may be on this machine."""
+    with Plane(ControlConfig(data_dir=tmp_path, external_models={"allow_private": True})) as plane:
+        yield plane
 
 
 @pytest.fixture

@@ -69,7 +69,8 @@ def made_by_a_job(plane: Plane, source: Path, key: str) -> Path:
     """A model whose files a job put into the registry; they."""
 
     async def register(database: Database) -> None:
-        models = Models(database, plane.config.registry, Secrets(plane.config))
+        assert plane.services is not None
+        models = Models(database, plane.config.registry, Secrets(plane.config), plane.services.external)
         await models.register(None, NewModel(path=f"model_registry://{key}", name=key, key=key, job_id=uuid.uuid4()))
 
     entry = plane.config.registry / key

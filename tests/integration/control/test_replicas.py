@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from harmonia.config.control import Compute, ControlConfig, PoolSettings
@@ -24,6 +25,7 @@ P = "tickets"
 REQUESTS = re.compile(r'^harmony_generation_requests_count\{.*replica="(\w+)".*\} (\d+)', re.M)
 LONG = {"max_tokens": 300, "ignore_eos": True, "temperature": 0, "store": False}
 PATIENCE_S = 60
+SILENCE_S = 4.0
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,8 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
     if len(cores) < 2:
         pytest.skip("two pools need two cores")
     pools = tuple(PoolSettings(key=f"pool-{number}", devices=(f"cpu:{cores[number]}",)) for number in range(2))
-    with Plane(ControlConfig(data_dir=tmp_path_factory.mktemp("plane"), compute=Compute(pools=pools))) as running:
+    folder, client = tmp_path_factory.mktemp("plane"), {"max_silence_secs": SILENCE_S}
+    with Plane(ControlConfig(data_dir=folder, compute=Compute(pools=pools), http_client=client)) as running:
         yield running
 
 
@@ -158,3 +161,22 @@ def test_a_stream_that_has_begun_ends_with_a_clear_error_and_others_go_on(plane:
     ends = sorted("worker_lost" in text for text in texts)
     assert ends == [False, True]
     assert sum(text.endswith("data: [DONE]\n\n") for text in texts) == 1
+
+
+@pytest.mark.parametrize("which", ["worker", "device"])
+def test_a_process_that_hangs_costs_nobody_an_answer_who_has_seen_nothing_of_it(
+    plane: Plane, http: httpx.Client, which: str
+) -> None:
+    until(lambda: len(workers(plane)) == 2)
+    before = workers(plane)
+    worker = next(iter(before.values()))
+    (device,) = psutil.Process(worker).children()
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(ask, http, **LONG) for _ in range(16)]
+        until(lambda: any(done.done() for done in asked))
+        os.kill(worker if which == "worker" else device.pid, signal.SIGSTOP)
+        statuses = [done.result().status_code for done in asked]
+    assert set(statuses) == {200}
+    until(lambda: len(workers(plane)) == 2 and worker not in workers(plane).values())
+    assert workers(plane).keys() == before.keys()
+    assert [ask(http).status_code for _ in range(4)] == [200] * 4

@@ -36,7 +36,8 @@ async def main(ctx: RecipeContext) -> None:
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
-    with Plane(ControlConfig(data_dir=tmp_path_factory.mktemp("plane"))) as running:
+    config = ControlConfig(data_dir=tmp_path_factory.mktemp("plane"), external_models={"allow_private": True})
+    with Plane(config) as running:
         yield running
 
 

@@ -201,19 +201,40 @@ async def test_graders_of_a_control_plane() -> None:
         Platform(
             exact={"type": "Function", "source_code": SOURCE},
             empty={"type": "Function"},
-            distant={"type": "Remote", "url": "http://x", "version": "1", "description": ""},
             own={"type": "Custom"},
+            broken={
+                **{"type": "Judge", "model_uri": None, "model_key": "far", "criteria": "?", "examples": []},
+                **{"system_template": "", "user_template": "{{#if x}}"},
+            },
         )
     )
     await Grader(grader_key="exact").check(ctx)
     grader = await Grader(grader_key="exact").load(ctx, tp=1, kv_cache_len=None, max_tokens=None)
     assert grader.grader_key == "exact" and await grader.score_float_value(ANSWERED) == 1.0
-    for key, message in (("empty", "no source code"), ("distant", "of type Remote"), ("own", "of type Custom")):
-        for attempt in (Grader(grader_key=key).check, Grader(grader_key=key).load):
-            with pytest.raises(InvalidRequestError, match=message):
-                await attempt(ctx)
+    for key, message in (("empty", "no source code"), ("broken", "does not close")):
+        with pytest.raises(InvalidRequestError, match=message):
+            await Grader(grader_key=key).check(ctx)
+    with pytest.raises(InvalidRequestError, match="no source code"):
+        await Grader(grader_key="empty").load(ctx)
     with pytest.raises(HarmoniaError, match="no grader 'unknown'"):
         await Grader(grader_key="unknown").check(ctx)
+
+
+async def test_custom_graders_live_in_the_recipe() -> None:
+    ctx: Any = Context(Platform(own={"type": "Custom"}))
+
+    async def always(_: StringThread) -> float:
+        return 0.5
+
+    own = Grader(grader_key="own")
+    await own.check(ctx)
+    assert await (await own.load(ctx, custom={"own": always})).score_float_value(ANSWERED) == 0.5
+    with pytest.raises(InvalidRequestError, match=r"'own' is of type Custom.*brings none.*load\(ctx, custom"):
+        await own.load(ctx)
+    with pytest.raises(InvalidRequestError, match="brings other"):
+        await own.load(ctx, custom={"other": always})
+    with pytest.raises(InvalidRequestError, match="needs an async function"):
+        await own.load(ctx, custom={"own": lambda _: 1.0})  # type: ignore[dict-item, return-value]
 
 
 async def test_without_a_control_plane_the_remedy_is_named() -> None:

@@ -29,6 +29,10 @@ class SmallMachine(Fleet):
     refused: dict[str, WorkerStatus] = field(default_factory=dict)
     started: list[int] = field(default_factory=list)
     retired: set[str] = field(default_factory=set)
+    may_load: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.may_load.set()
 
     async def start(self, config: WorkerConfig) -> str:
         replica, size = f"r{len(self.started)}", config.engine.cache.kv_cache_len or 0
@@ -78,6 +82,7 @@ class SmallMachine(Fleet):
         await asyncio.sleep(0.001)
 
     async def load_adapter(self, key: str, path: str, backbone: str, only: str) -> None:
+        await self.may_load.wait()
         for worker in [self.workers[only]]:
             models = worker.description.models
             if len(models) > self.max_adapters:
@@ -131,6 +136,35 @@ async def test_a_new_config_takes_over_before_the_old_worker_ends() -> None:
     assert set(machine.workers) == {"r0", "r1"}
     machine.workers["r0"].num_streams = 0
     await until(lambda: set(machine.workers) == {"r1"})
+    await kept.close()
+
+
+async def test_adapters_are_on_the_new_worker_before_the_old_one_ends() -> None:
+    machine = SmallMachine(room=100, max_adapters=2)
+    kept = backbone(machine, 30, "a", "b", "c")
+    await until(lambda: kept.is_online and machine.serves("a") and machine.serves("b"))
+    machine.may_load.clear()
+    kept.want(wanted(50, "a", "b", "c"))
+    await until(lambda: machine.started == [30, 50])
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+        assert machine.retired == set() and machine.serves("a")
+    machine.may_load.set()
+    await until(lambda: "r0" in machine.retired)
+    assert machine.serves("a") and machine.serves("b")
+    await until(lambda: set(machine.workers) == {"r1"})
+    assert kept.observed()["c"].error == "no room for c: max_adapters is 2"
+    await kept.close()
+
+
+async def test_a_first_worker_answers_before_its_adapters_do() -> None:
+    machine = SmallMachine(room=100)
+    machine.may_load.clear()
+    kept = backbone(machine, 30, "a")
+    await until(lambda: kept.observed() == {"tiny": ONLINE, "a": Observed("PENDING")})
+    assert not kept.is_online
+    machine.may_load.set()
+    await until(lambda: kept.is_online)
     await kept.close()
 
 

@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from harmonia.client.evaluation import stringify_thread
 from harmonia.client.grades import Grade
 from harmonia.client.inference import InferenceModel
 from harmonia.client.structured import (
@@ -18,10 +17,9 @@ from harmonia.client.structured import (
     render_pydantic_model,
     render_schema,
 )
-from harmonia.graders.base import BaseGrader, Logs
 from harmonia.graders.exceptions import IgnoreGradeException
-from harmonia.graders.logs import FailedJudgeLog, SuccessJudgeLog, summarize_scores, to_table
 from harmonia.graders.turns import separate_context_from_last_user_turn, validate_thread_last_assistant
+from harmonia.graders.verdicts import VerdictGrader
 from harmonia.threads import StringThread
 
 Score = Literal["PASS", "FAIL", "NA"]
@@ -59,7 +57,7 @@ class BinaryJudgeShot(NamedTuple):
     criteria: str | None = None
 
 
-class BinaryJudgeGrader(BaseGrader[SuccessJudgeLog | FailedJudgeLog]):
+class BinaryJudgeGrader(VerdictGrader):
     """1 if a model finds that the last answer meets `criteria`, 0 if not, IgnoreGradeException if they do not apply.
 
     The model answers under a grammar, so any model that follows instructions will do; a reply cut short by its
@@ -84,33 +82,21 @@ class BinaryJudgeGrader(BaseGrader[SuccessJudgeLog | FailedJudgeLog]):
         self.grader_id = grader_id or grader_key
         self.model = model.temperature(temperature).constrained_decoding(get_pydantic_schema(BinaryJudgeOutput), "json")
 
+    def prompt(self, sample: StringThread) -> StringThread:
+        """What the model is asked. InvalidRequestError for a conversation without an answer at its end."""
+        return binary_prompt(sample, self.criteria, self.shots)
+
     async def grade(self, sample: StringThread) -> Grade:
-        """The verdict and its reasoning. InvalidRequestError for a conversation without an answer at its end."""
-        prompt, shown = binary_prompt(sample, self.criteria, self.shots), stringify_thread(sample)
+        """The verdict and its reasoning. Errors: those of `prompt`; JsonParseError; IgnoreGradeException."""
         try:
-            _, verdict = await generate_and_validate(self.model, prompt, BinaryJudgeOutput)
+            _, verdict = await generate_and_validate(self.model, self.prompt(sample), BinaryJudgeOutput)
         except JsonParseError as error:
-            self.add_log(FailedJudgeLog(prompt=shown, error=error.message))
+            self.unscored(sample, error.message)
             raise
         if verdict.score == "NA":
-            self.add_log(FailedJudgeLog(prompt=shown, error=f"not applicable: {verdict.reasoning}"))
+            self.unscored(sample, f"not applicable: {verdict.reasoning}")
             raise IgnoreGradeException(f"{self.grader_key!r} does not apply: {verdict.reasoning}")
-        score = 1.0 if verdict.score == "PASS" else 0.0
-        self.add_log(SuccessJudgeLog(prompt=shown, reasoning=verdict.reasoning, score=score))
-        return Grade(score, self.grader_key, verdict.reasoning)
-
-    def get_logs(self, clear: bool = False, log_all_samples: bool = False) -> Logs:
-        """The statistics of all graders, and tables of what was scored and what was not: 15 rows each, or all."""
-        scored = [log for log in self._logs if "score" in log]
-        unscored = [log for log in self._logs if "score" not in log]
-        logs: Logs = {**summarize_scores(scored)}
-        if self._logs:
-            logs.update(self.get_sample_tables(scored, unscored))
-        if self._logs and log_all_samples:
-            logs.update({"score/scored_samples": to_table(scored), "score/unscored_samples": to_table(unscored)})
-        if clear:
-            self.clear_logs()
-        return logs
+        return self.scored(sample, 1.0 if verdict.score == "PASS" else 0.0, verdict.reasoning)
 
 
 def binary_prompt(sample: StringThread, criteria: str, shots: Sequence[BinaryJudgeShot] = ()) -> StringThread:

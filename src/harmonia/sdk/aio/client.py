@@ -18,7 +18,9 @@ from harmonia.sdk.aio.models import AsyncModels
 from harmonia.sdk.aio.people import AsyncPermissions, AsyncRoles, AsyncTeams, AsyncUsers
 from harmonia.sdk.aio.projects import AsyncProjects
 from harmonia.sdk.aio.recipes import AsyncRecipes
+from harmonia.sdk.aio.system_prompts import AsyncSystemPrompts
 from harmonia.sdk.aio.transport import AsyncTransport
+from harmonia.sdk.aio.usage import AsyncUsage
 from harmonia.sdk.call import DEFAULT_RETRIES, DEFAULT_TIMEOUT_S, OptionChanges, Options
 from harmonia.sdk.settings import Settings, load_settings
 
@@ -63,7 +65,9 @@ class AsyncAdaptive:
         self.projects = AsyncProjects(transport)
         self.recipes = AsyncRecipes(transport)
         self.roles = AsyncRoles(transport)
+        self.system_prompts = AsyncSystemPrompts(transport)
         self.teams = AsyncTeams(transport)
+        self.usage = AsyncUsage(transport)
         self.users = AsyncUsers(transport)
 
     @property

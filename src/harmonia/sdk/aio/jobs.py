@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harmonia.errors import DeadlineExceededError, EntityNotFoundError
 from harmonia.sdk.aio.resource import AsyncResource
 from harmonia.sdk.call import REST
-from harmonia.sdk.inputs import JobFilter, Page, checked
+from harmonia.sdk.inputs import ArtifactFilter, JobFilter, Page, checked
 from harmonia.sdk.operations import jobs
 from harmonia.sdk.operations.base import given
-from harmonia.sdk.operations.jobs import Job, JobPage
+from harmonia.sdk.operations.jobs import Artifact, Job, JobPage, SearchResult
 from harmonia.sdk.waiting import Deadline
 
 PAGE_SIZE = 100
@@ -53,6 +53,10 @@ class AsyncJobs(AsyncResource):
         wanted = checked(filter or {}, JobFilter, "filter") | given(project=project)
         shown = checked(page or {"first": PAGE_SIZE}, Page, "page")
         return await self._transport.execute(jobs.JOBS, page=shown, filter=wanted, order=[])
+
+    async def search(self, query: str, project: str | None = None) -> SearchResult:
+        """Jobs and what they made, by a part of a name, the key of a recipe, or the e-mail address of who ran it."""
+        return await self._transport.execute(jobs.SEARCH, project=self._project(project), input={"query": query})
 
     async def wait(
         self,
@@ -101,7 +105,24 @@ class AsyncJobs(AsyncResource):
 
 
 class AsyncArtifacts(AsyncResource):
-    """`adaptive.artifacts`: what jobs made; `Job.artifacts` names them."""
+    """`adaptive.artifacts`: what jobs made; `Job.artifacts` names those of one."""
+
+    async def list(
+        self, project: str | None = None, filter: ArtifactFilter | None = None, limit: int = PAGE_SIZE, offset: int = 0
+    ) -> Sequence[Artifact]:
+        """Those of a project, the newest first: `limit` of them, at most 1000, without the first `offset`."""
+        wanted = checked(filter or {}, ArtifactFilter, "filter")
+        chosen = self._project(project)
+        return await self._transport.execute(jobs.ARTIFACTS, project=chosen, filter=wanted, limit=limit, offset=offset)
+
+    async def promote(self, artifact_id: str, models: Mapping[str, str]) -> Job:
+        """Make models of a checkpoint, which would go with its job.
+
+        models: names of those that shall be, by the keys of the models that were trained; see `metadata` of the
+        artifact. The keys of the new ones are made of their names; the job that does it names them in its artifacts.
+        """
+        wanted = [{"modelKey": key, "name": name} for key, name in models.items()]
+        return await self._transport.execute(jobs.PROMOTE, input={"artifactId": artifact_id, "models": wanted})
 
     async def download(self, artifact_id: str, to: str | Path | None = None) -> bytes:
         """The content of an artifact; kept in the file `to` if one is named, and then empty here."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from harmonia.errors import DeadlineExceededError, EntityNotFoundError, InvalidRequestError, UnavailableError
+from harmonia.log import get_logger
 from harmonia.sdk.aio.resource import AsyncResource
 from harmonia.sdk.inputs import ComputeChanges, ModelFilter, Placement, checked
 from harmonia.sdk.operations import jobs, models, projects
@@ -24,6 +25,8 @@ PROVIDERS = {
 READY = frozenset({"ONLINE", "DEGRADED"})
 """States in which a model answers."""
 DEPLOYMENT_TIMEOUT_S = 600.0
+
+log = get_logger(__name__)
 
 
 class AsyncModels(AsyncResource):
@@ -106,8 +109,9 @@ class AsyncModels(AsyncResource):
         """Serve a model in a project.
 
         wait: return when it answers, after `timeout_s` seconds at most (DeadlineExceededError; the deployment goes on).
-        make_default: let it answer requests that name the project alone. num_draft_steps: tokens that its draft model
-        proposes per step, 1 to 8.
+        make_default: let it answer requests that name the project alone. num_draft_steps: tokens to propose per step, 1
+        to 8: by its draft, for a model that `specdec_alignment` made, else from the conversation itself. What the
+        server warns of is logged.
         """
         chosen = self._project(project)
         body = given(
@@ -116,7 +120,10 @@ class AsyncModels(AsyncResource):
             placement=_placement(placement),
             speculativeDecoding=_draft(num_draft_steps),
         )
-        service = (await self._transport.execute(models.DEPLOY, input=body)).model_service
+        deployed = await self._transport.execute(models.DEPLOY, input=body)
+        for warning in deployed.warnings:
+            log.warning("%s", warning)
+        service = deployed.model_service
         if make_default:
             service = await self.update(model, is_default=True, project=chosen)
         if wait:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from harmonia.errors import EntityNotFoundError
 from harmonia.sdk.aio.resource import AsyncResource
-from harmonia.sdk.operations import projects
+from harmonia.sdk.inputs import timerange
+from harmonia.sdk.operations import projects, usage
 from harmonia.sdk.operations.base import given
 from harmonia.sdk.operations.models import ModelService
 from harmonia.sdk.operations.projects import Project
+from harmonia.sdk.operations.usage import Activity
 
 
 class AsyncProjects(AsyncResource):
@@ -48,6 +50,19 @@ class AsyncProjects(AsyncResource):
         if found is None:
             raise EntityNotFoundError(f"Project {chosen!r} does not exist", entity="project")
         return found.model_services
+
+    async def activity(
+        self, project: str | None = None, since: int | str | None = None, until: int | str | None = None
+    ) -> Activity | None:
+        """How much was asked and scored from a moment to another: milliseconds since 1970, dates, or `now - 1 week`.
+
+        Without moments: ever, and no trend. None for who may not see the project's interactions.
+        """
+        chosen = self._project(project)
+        found = await self._transport.execute(usage.ACTIVITY, idOrKey=chosen, timerange=timerange(since, until))
+        if found is None:
+            raise EntityNotFoundError(f"Project {chosen!r} does not exist", entity="project")
+        return found.activity
 
     async def _shares(self, project: str) -> Sequence[dict[str, object]]:
         found = await self.get(project)

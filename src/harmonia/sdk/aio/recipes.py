@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from harmonia.sdk.aio.resource import AsyncResource
-from harmonia.sdk.files import FilePart, default_recipe_key, pack_recipe, slug
+from harmonia.sdk.files import FilePart, default_recipe_key, existing_file, pack_recipe, slug
 from harmonia.sdk.inputs import RecipeDetails, checked, label_pairs
 from harmonia.sdk.operations import recipes
+from harmonia.sdk.operations.base import given
 from harmonia.sdk.operations.recipes import Recipe
 
 
@@ -58,6 +59,39 @@ class AsyncRecipes(AsyncResource):
         if await self.get(key, project) is None:
             return await self.upload(path, key, project, **details)
         return await self.update(key, path, project, **details)
+
+    async def patch(
+        self,
+        recipe_key: str,
+        files: Mapping[str, str | Path] | None = None,
+        delete: Sequence[str] = (),
+        project: str | None = None,
+    ) -> Recipe:
+        """Change single files of a recipe. files: files of this machine, by the paths that they have, or get, in the
+        recipe; delete: paths of those that shall be gone."""
+        parts = [
+            FilePart(path, existing_file(file).read_bytes(), "application/octet-stream")
+            for path, file in (files or {}).items()
+        ]
+        body, chosen = {"filesToDelete": list(delete)}, self._project(project)
+        return await self._transport.execute(recipes.PATCH_RECIPE, parts, project=chosen, id=recipe_key, input=body)
+
+    async def duplicate(
+        self,
+        recipe_key: str,
+        name: str | None = None,
+        key: str | None = None,
+        description: str | None = None,
+        project: str | None = None,
+    ) -> Recipe:
+        """A copy that can be changed, of a built-in recipe too; its key is made of its name."""
+        body, chosen = given(name=name, key=key, description=description), self._project(project)
+        return await self._transport.execute(recipes.DUPLICATE_RECIPE, project=chosen, id=recipe_key, input=body)
+
+    async def parse_schema(self, path: str | Path) -> dict[str, Any]:
+        """The JSON schema of the arguments that a recipe of one file takes, without keeping it."""
+        content = existing_file(path).read_text(encoding="utf-8")
+        return await self._transport.execute(recipes.PARSE_SCHEMA, recipeContent=content)
 
     async def list(
         self, project: str | None = None, labels: Mapping[str, Sequence[str]] | None = None

@@ -11,9 +11,9 @@ import httpx
 
 from harmonia.errors import HarmoniaError, InvalidRequestError
 from harmonia.sdk.answers import error_of, pause_before_retry, read_graphql, read_json, unreachable
-from harmonia.sdk.call import USER_AGENT, Call, Options, download_call, graphql_call
+from harmonia.sdk.call import USER_AGENT, Attached, Call, Options, download_call, graphql_call
 from harmonia.sdk.conversation import Events, cut_off
-from harmonia.sdk.files import FilePart, arriving
+from harmonia.sdk.files import arriving
 from harmonia.sdk.operations.base import Operation
 from harmonia.sdk.settings import Settings
 
@@ -51,7 +51,7 @@ class AsyncTransport:
         """Give the connections back."""
         await self._http.aclose()
 
-    async def execute(self, operation: Operation[T], file: FilePart | None = None, /, **variables: Any) -> T:
+    async def execute(self, operation: Operation[T], file: Attached | None = None, /, **variables: Any) -> T:
         """The answer to a GraphQL operation."""
         response = await self.send(graphql_call(operation, variables, file))
         value: T = read_json(read_graphql(response.content, operation.field), operation.result)

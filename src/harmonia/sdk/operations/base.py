@@ -7,7 +7,7 @@ strings, so that a server that knows a further one can be read.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
@@ -42,6 +42,12 @@ class Operation(Generic[T]):
     """The type that the answer is read as: `T`."""
     arguments: tuple[tuple[str, str], ...] = ()
     """Names and GraphQL types."""
+    inner: tuple[tuple[str, str], ...] = ()
+    """The same for variables that fields of the result are asked with; see `chosen`."""
+
+    def with_inner(self, **inner: str) -> Operation[T]:
+        """The same with variables for fields of the result."""
+        return replace(self, inner=tuple(inner.items()))
 
     @property
     def name(self) -> str:
@@ -51,7 +57,7 @@ class Operation(Generic[T]):
     @property
     def document(self) -> str:
         """The text that is sent."""
-        declared = ", ".join(f"${name}: {kind}" for name, kind in self.arguments)
+        declared = ", ".join(f"${name}: {kind}" for name, kind in (*self.arguments, *self.inner))
         passed = ", ".join(f"{name}: ${name}" for name, _ in self.arguments)
         head = f"{self.kind} {self.name}{f'({declared})' if declared else ''}"
         return f"{head} {{ {self.field}{f'({passed})' if passed else ''} {selection(self.result)}}}"

@@ -50,11 +50,16 @@ class Comparison(Result, frozen=True):
 
 
 class TokenCounts(Result, frozen=True):
-    """Tokens of one interaction."""
+    """Tokens of one interaction.
+
+    The last two: of what a draft proposed, what was right and what was not; None where the model has none.
+    """
 
     completion_tokens: int
     prompt_tokens: int
     total_tokens: int
+    accepted_prediction_tokens: int | None
+    rejected_prediction_tokens: int | None
 
 
 class Metadata(Result, frozen=True):

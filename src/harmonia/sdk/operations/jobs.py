@@ -145,10 +145,20 @@ class JobPage(Result, frozen=True):
     nodes: list[Job]
 
 
+class SearchResult(Result, frozen=True):
+    """What was found in a project, the newest first, at most 100 of each."""
+
+    jobs: list[Job]
+    artifacts: list[Artifact]
+
+
 JOBS = query("jobs", JobPage, page="CursorPageInput!", filter="ListJobsFilterInput!", order="[OrderPair!]!")
 JOB = optional("job", Job, id="UUID!")
 CREATE_JOB = mutation("createJob", Job, input="JobInput!")
 CANCEL_JOB = mutation("cancelJob", Job, id="UUID!")
 UPDATE_JOB = mutation("updateJob", Job, id="UUID!", input="UpdateJobInput!")
 DELETE_JOB = mutation("deleteJob", bool, id="UUID!")
+ARTIFACTS = query("artifacts", list[Artifact], project="IdOrKey!", filter="ArtifactFilter", limit="Int!", offset="Int!")
+SEARCH = query("searchProject", SearchResult, project="IdOrKey!", input="SearchInput!")
+PROMOTE = mutation("promoteCheckpoint", Job, input="PromoteCheckpointInput!")
 IMPORT_MODEL = mutation("importHfModel", Job, input="AddHFModelInput!")

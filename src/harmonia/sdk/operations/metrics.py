@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from harmonia.sdk.operations.base import Result, mutation, optional, query
+from typing import Annotated
+
+from harmonia.sdk.operations.base import Result, chosen, mutation, optional, query
 
 
 class Metric(Result, frozen=True):
@@ -38,6 +40,64 @@ class ProjectMetric(Result, frozen=True):
     created_at: str
 
 
+class ScoredModel(Result, frozen=True):
+    """A model, in short."""
+
+    id: str
+    key: str
+    name: str
+
+
+class Timeseries(Result, frozen=True):
+    """Scores by time: the beginnings of buckets, empty ones included, with the number of scores and the value of each.
+
+    model: whose scores these are; None if all count. values: None for the average of no scores.
+    """
+
+    model: ScoredModel | None
+    time_buckets: list[int]
+    count: list[int]
+    values: list[float | None]
+
+
+class Trend(Result, frozen=True):
+    """The scores of a time against those of as long a time before. trend: a share; None if it was 0 before."""
+
+    trend: float | None
+    previous: float
+    current: float
+
+
+class Charted(Result, frozen=True):
+    """A metric's scores by time."""
+
+    timeseries: Annotated[list[Timeseries], chosen(arguments="(input: $input)")]
+
+
+class ChartedProject(Result, frozen=True):
+    """One metric of a project."""
+
+    metric: Annotated[Charted | None, chosen(arguments="(metric: $metric)")]
+
+
+class Compared(Result, frozen=True):
+    """A metric's scores against those before; None if there are none in one of the two times."""
+
+    trend: Annotated[Trend | None, chosen(arguments="(input: $input)")]
+
+
+class ComparedProject(Result, frozen=True):
+    """One metric of a project."""
+
+    metric: Annotated[Compared | None, chosen(arguments="(metric: $metric)")]
+
+
 METRICS = query("metrics", list[Metric])
 METRIC = optional("metric", Metric, metricIdOrKey="IdOrKey!", projectIdOrKey="IdOrKey!")
 CREATE_METRIC = mutation("createMetric", Metric, project="IdOrKey!", input="MetricCreate!")
+TIMESERIES = optional("project", ChartedProject, idOrKey="IdOrKey!").with_inner(
+    metric="IdOrKey!", input="TimeseriesInput!"
+)
+TREND = optional("project", ComparedProject, idOrKey="IdOrKey!").with_inner(
+    metric="IdOrKey!", input="MetricTrendInput!"
+)

@@ -31,7 +31,7 @@ class ComputeSettings(Result, frozen=True):
 
 
 class Backbone(Result, frozen=True):
-    """The model whose weights an adapter shares."""
+    """The model whose weights an adapter shares, or to which a draft proposes tokens."""
 
     id: str
     key: str
@@ -43,6 +43,7 @@ class Model(Result, frozen=True):
     """A model of the registry.
 
     `online`: ONLINE, DEGRADED, PENDING, SCALING, OFFLINE or ERROR, with `error` saying why. `size`: parameters.
+    `is_spec_dec_draft`: it is a draft; what answers under its key is its `backbone`, which it makes faster.
     `compute_config` is how it runs, None for external models; `compute_settings` is what of it somebody set.
     """
 
@@ -54,6 +55,7 @@ class Model(Result, frozen=True):
     is_external: bool
     provider_name: str
     is_adapter: bool
+    is_spec_dec_draft: bool
     is_training: bool
     created_at: int
     family: str | None
@@ -72,7 +74,10 @@ class ServicePlacement(Result, frozen=True):
 
 
 class ModelService(Result, frozen=True):
-    """A model in a project; the default one answers requests that name the project alone."""
+    """A model in a project; the default one answers requests that name the project alone.
+
+    `num_draft_steps`: tokens that are proposed at a time; None: none are.
+    """
 
     id: str
     key: str
@@ -82,6 +87,7 @@ class ModelService(Result, frozen=True):
     desired_online: bool
     created_at: int
     placement: ServicePlacement | None
+    num_draft_steps: int | None
     model: Model
 
 

@@ -54,4 +54,11 @@ CREATE_RECIPE = mutation("createCustomRecipe", Recipe, project="IdOrKey!", input
 UPDATE_RECIPE = mutation(
     "updateCustomRecipe", Recipe, project="IdOrKey!", id="IdOrKey!", input="UpdateRecipeInput!", file="Upload"
 )
+PATCH_RECIPE = mutation(
+    "patchCustomRecipe", Recipe, project="IdOrKey!", id="IdOrKey!", input="PatchRecipeInput!", files="[Upload!]!"
+)
+DUPLICATE_RECIPE = mutation(
+    "duplicateCustomRecipe", Recipe, project="IdOrKey!", id="IdOrKey!", input="DuplicateRecipeInput!"
+)
+PARSE_SCHEMA = query("parseRecipeSchema", dict[str, Any], recipeContent="String!")
 DELETE_RECIPE = mutation("deleteCustomRecipe", bool, project="IdOrKey!", id="IdOrKey!")

@@ -21,7 +21,9 @@ from harmonia.sdk.sync.models import Models
 from harmonia.sdk.sync.people import Permissions, Roles, Teams, Users
 from harmonia.sdk.sync.projects import Projects
 from harmonia.sdk.sync.recipes import Recipes
+from harmonia.sdk.sync.system_prompts import SystemPrompts
 from harmonia.sdk.sync.transport import Transport
+from harmonia.sdk.sync.usage import Usage
 
 
 class Adaptive:
@@ -64,7 +66,9 @@ class Adaptive:
         self.projects = Projects(transport)
         self.recipes = Recipes(transport)
         self.roles = Roles(transport)
+        self.system_prompts = SystemPrompts(transport)
         self.teams = Teams(transport)
+        self.usage = Usage(transport)
         self.users = Users(transport)
 
     @property

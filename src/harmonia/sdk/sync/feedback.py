@@ -11,11 +11,11 @@ import msgspec
 from harmonia.errors import EntityNotFoundError
 from harmonia.sdk.call import REST, Call
 from harmonia.sdk.conversation import Message, body_of
-from harmonia.sdk.inputs import InteractionDetails, InteractionFilter, Order, Page, checked
+from harmonia.sdk.inputs import Chart, InteractionDetails, InteractionFilter, Order, Page, checked, timerange
 from harmonia.sdk.operations import interactions, metrics, projects
 from harmonia.sdk.operations.base import given
 from harmonia.sdk.operations.interactions import Interaction, InteractionGroupPage, InteractionPage
-from harmonia.sdk.operations.metrics import Metric, ProjectMetric
+from harmonia.sdk.operations.metrics import Metric, ProjectMetric, Timeseries, Trend
 from harmonia.sdk.sync.resource import Resource
 
 PAGE_SIZE = 100
@@ -208,3 +208,46 @@ class Metrics(Resource):
     def list_all(self) -> Sequence[Metric]:
         """Those of all projects that the caller may read."""
         return self._transport.execute(metrics.METRICS)
+
+    def timeseries(
+        self,
+        key: str,
+        unit: Literal["hour", "day", "week", "month", "quarter", "year", "millennium"] = "day",
+        chart: Chart | None = None,
+        project: str | None = None,
+    ) -> Sequence[Timeseries]:
+        """The scores of a metric by time: one series, or one for each model if `by_model` of the chart says so.
+
+        Nothing of a metric without scores, unless `since` says where to begin.
+        """
+        wanted = checked(chart or {}, Chart, "chart")
+        since, until = wanted.pop("since", None), wanted.pop("until", None)
+        body = given(interval=unit.upper(), timerange=timerange(since, until), **wanted)
+        chosen = self._project(project)
+        found = self._transport.execute(metrics.TIMESERIES, idOrKey=chosen, metric=key, input=body)
+        if found is None or found.metric is None:
+            raise _no_metric(key, chosen)
+        return found.metric.timeseries
+
+    def trend(
+        self,
+        key: str,
+        since: int | str | None = None,
+        until: int | str | None = None,
+        aggregation: Literal["AVERAGE", "SUM", "COUNT"] = "AVERAGE",
+        project: str | None = None,
+    ) -> Trend | None:
+        """How the scores of a metric moved against as long a time before; None if one of the two has none.
+
+        Without moments: the last thirty days.
+        """
+        body = given(timerange=timerange(since, until), aggregation=aggregation)
+        chosen = self._project(project)
+        found = self._transport.execute(metrics.TREND, idOrKey=chosen, metric=key, input=body)
+        if found is None or found.metric is None:
+            raise _no_metric(key, chosen)
+        return found.metric.trend
+
+
+def _no_metric(key: str, project: str) -> EntityNotFoundError:
+    return EntityNotFoundError(f"Metric {key!r} does not exist in the project {project!r}", entity="metric")

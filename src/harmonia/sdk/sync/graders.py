@@ -25,7 +25,8 @@ from harmonia.sdk.sync.transport import Transport
 class Verdict(msgspec.Struct, frozen=True):
     """What a grader made of an answer: a value, or why there is none.
 
-    ignored: the grader left it out, and `error` says why. score_id: of the score that was kept.
+    ignored: the grader left it out, and `error` says why. code: what kind of error it is, as `harmonia.errors` names
+    them. score_id: of the score that was kept.
     """
 
     completion_id: str | None
@@ -34,6 +35,7 @@ class Verdict(msgspec.Struct, frozen=True):
     error: str | None
     ignored: bool
     score_id: str | None
+    code: str | None = None
 
 
 class _Verdicts(msgspec.Struct, frozen=True):

@@ -4,16 +4,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harmonia.errors import DeadlineExceededError, EntityNotFoundError
 from harmonia.sdk.call import REST
-from harmonia.sdk.inputs import JobFilter, Page, checked
+from harmonia.sdk.inputs import ArtifactFilter, JobFilter, Page, checked
 from harmonia.sdk.operations import jobs
 from harmonia.sdk.operations.base import given
-from harmonia.sdk.operations.jobs import Job, JobPage
+from harmonia.sdk.operations.jobs import Artifact, Job, JobPage, SearchResult
 from harmonia.sdk.sync.resource import Resource
 from harmonia.sdk.waiting import Deadline
 
@@ -52,6 +52,10 @@ class Jobs(Resource):
         wanted = checked(filter or {}, JobFilter, "filter") | given(project=project)
         shown = checked(page or {"first": PAGE_SIZE}, Page, "page")
         return self._transport.execute(jobs.JOBS, page=shown, filter=wanted, order=[])
+
+    def search(self, query: str, project: str | None = None) -> SearchResult:
+        """Jobs and what they made, by a part of a name, the key of a recipe, or the e-mail address of who ran it."""
+        return self._transport.execute(jobs.SEARCH, project=self._project(project), input={"query": query})
 
     def wait(
         self,
@@ -100,7 +104,24 @@ class Jobs(Resource):
 
 
 class Artifacts(Resource):
-    """`adaptive.artifacts`: what jobs made; `Job.artifacts` names them."""
+    """`adaptive.artifacts`: what jobs made; `Job.artifacts` names those of one."""
+
+    def list(
+        self, project: str | None = None, filter: ArtifactFilter | None = None, limit: int = PAGE_SIZE, offset: int = 0
+    ) -> Sequence[Artifact]:
+        """Those of a project, the newest first: `limit` of them, at most 1000, without the first `offset`."""
+        wanted = checked(filter or {}, ArtifactFilter, "filter")
+        chosen = self._project(project)
+        return self._transport.execute(jobs.ARTIFACTS, project=chosen, filter=wanted, limit=limit, offset=offset)
+
+    def promote(self, artifact_id: str, models: Mapping[str, str]) -> Job:
+        """Make models of a checkpoint, which would go with its job.
+
+        models: names of those that shall be, by the keys of the models that were trained; see `metadata` of the
+        artifact. The keys of the new ones are made of their names; the job that does it names them in its artifacts.
+        """
+        wanted = [{"modelKey": key, "name": name} for key, name in models.items()]
+        return self._transport.execute(jobs.PROMOTE, input={"artifactId": artifact_id, "models": wanted})
 
     def download(self, artifact_id: str, to: str | Path | None = None) -> bytes:
         """The content of an artifact; kept in the file `to` if one is named, and then empty here."""

@@ -12,9 +12,9 @@ import httpx
 
 from harmonia.errors import HarmoniaError, InvalidRequestError
 from harmonia.sdk.answers import error_of, pause_before_retry, read_graphql, read_json, unreachable
-from harmonia.sdk.call import USER_AGENT, Call, Options, download_call, graphql_call
+from harmonia.sdk.call import USER_AGENT, Attached, Call, Options, download_call, graphql_call
 from harmonia.sdk.conversation import Events, cut_off
-from harmonia.sdk.files import FilePart, arriving
+from harmonia.sdk.files import arriving
 from harmonia.sdk.operations.base import Operation
 from harmonia.sdk.settings import Settings
 
@@ -52,7 +52,7 @@ class Transport:
         """Give the connections back."""
         self._http.close()
 
-    def execute(self, operation: Operation[T], file: FilePart | None = None, /, **variables: Any) -> T:
+    def execute(self, operation: Operation[T], file: Attached | None = None, /, **variables: Any) -> T:
         """The answer to a GraphQL operation."""
         response = self.send(graphql_call(operation, variables, file))
         value: T = read_json(read_graphql(response.content, operation.field), operation.result)

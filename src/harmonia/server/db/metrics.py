@@ -35,10 +35,13 @@ class DirectScore(Row, Base):
     """A value that a completion got."""
 
     __tablename__ = "direct_scores"
-    __table_args__ = (Index(None, "completion_id", "metric_id"),)
+    __table_args__ = (
+        Index(None, "completion_id", "metric_id"),
+        Index("ix_direct_scores_figures", "metric_id", "created_at", "value", "completion_id"),  # all that charts read
+    )
 
     completion_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("completions.id", ondelete="CASCADE"))
-    metric_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("metrics.id", ondelete="CASCADE"), index=True)
+    metric_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("metrics.id", ondelete="CASCADE"))
     value: Mapped[float]
     """Of a BOOL metric 0 or 1."""
     source: Mapped[str] = mapped_column(String(16), default="USER")

@@ -19,18 +19,19 @@ class Model(Row, Base):
     key: Mapped[str] = mapped_column(String(MAX_KEY), unique=True)
     name: Mapped[str] = mapped_column(String(MAX_KEY))
     kind: Mapped[str] = mapped_column(String(16))
-    """`base`, `adapter` or `external`."""
+    """`base`, `adapter`, `draft` or `external`. A draft is a whole model that proposes tokens to another; what answers
+    under its key is that one, with it."""
     source: Mapped[str | None] = mapped_column(Text)
     """Absolute path, or `model_registry://KEY`; None: external."""
     backbone_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("models.id"), index=True)
-    """Of an adapter: the base model beside which it runs."""
+    """Of an adapter: the base model beside which it runs. Of a draft: the one for which it drafts."""
     parent_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("models.id"), index=True)
     """What it was trained from."""
     job_id: Mapped[uuid.UUID | None] = mapped_column(index=True)
     """The job that made or imported it; the files are then this server's own."""
     family: Mapped[str | None] = mapped_column(String(64))
     size: Mapped[int | None] = mapped_column(BigInteger)
-    """Number of parameters; of an adapter its own."""
+    """Number of parameters; of an adapter or a draft its own."""
     capabilities: Mapped[list[Any]] = mapped_column(default=list)
     """Of `TextGeneration`, `Embedding`, `Regression`."""
     is_trainable: Mapped[bool] = mapped_column(default=True)
@@ -43,6 +44,8 @@ class Model(Row, Base):
     """Of an external model: `provider`, `external_model_id`, `endpoint`, `extra_params`."""
     secret: Mapped[str | None] = mapped_column(Text)
     """Its provider's API key, encrypted."""
+    num_draft_steps: Mapped[int | None]
+    """Of a draft: tokens that it proposes at a time, as it was saved."""
     is_training: Mapped[bool] = mapped_column(default=False)
     is_published: Mapped[bool] = mapped_column(default=True)
     is_stable: Mapped[bool] = mapped_column(default=False)
@@ -92,7 +95,9 @@ class ModelService(Row, Base):
     max_ttft_ms: Mapped[int | None]
     """Bound on the time to the first token; None: the server's."""
     num_draft_steps: Mapped[int | None]
-    """Tokens that a draft model proposes at a time; None: no speculation."""
+    """Tokens that are proposed at a time. None: of a draft, what it was saved with; of others, none."""
+    system_prompt_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("system_prompt_templates.id"), index=True)
+    """What its chats begin with."""
     deleted_at: Mapped[int | None] = mapped_column(BigInteger)
     """When the model was taken out of the project."""
 

@@ -15,6 +15,7 @@ from harmonia.server.db import (
     monitoring,
     people,
     projects,
+    prompts,
     recipes,
     uploads,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "monitoring",
     "people",
     "projects",
+    "prompts",
     "recipes",
     "uploads",
 ]

@@ -13,6 +13,7 @@ from harmonia.protocol.instances import SCHEME
 from harmonia.server.db import jobs as db
 from harmonia.server.graphql.context import Info
 from harmonia.server.graphql.datasets import Dataset
+from harmonia.server.graphql.lazy import GRADER, JOB, object_of
 from harmonia.server.graphql.metrics import Metric
 from harmonia.server.graphql.models import Model, ModelService
 from harmonia.server.graphql.scalars import Timestamp
@@ -41,6 +42,13 @@ class JobArtifactStatus(Enum):
     ERROR = "ERROR"
 
 
+async def _grader(root: strawberry.Parent[EvaluationResult], info: Info) -> object | None:
+    """Who gave the grades; null if the recipe brought a grader of its own, or the project's is gone."""
+    metric = root.metric
+    found = await info.context.services.graders.of_metric(info.context.caller, metric.project_id, metric.id)
+    return None if found is None else object_of(info, "Grader", found)
+
+
 @strawberry.type
 class EvaluationResult:
     """The grades that one model got from one grader."""
@@ -57,6 +65,7 @@ class EvaluationResult:
     score_count: int
     job_id: uuid.UUID
     artifact_id: uuid.UUID | None
+    grader: object | None = strawberry.field(resolver=_grader, graphql_type=GRADER)
 
     @classmethod
     def of(cls, found: service.EvaluationResult, artifact: db.JobArtifact) -> EvaluationResult:
@@ -104,6 +113,12 @@ ArtifactByproducts = Annotated[
 ]
 
 
+async def _job(root: strawberry.Parent[JobArtifact], info: Info) -> object | None:
+    """The job that made it."""
+    found = await info.context.services.jobs.find(info.context.caller, root.job_id)
+    return None if found is None else object_of(info, "Job", found)
+
+
 @strawberry.type
 class JobArtifact:
     """Something that a job made."""
@@ -117,6 +132,7 @@ class JobArtifact:
     metadata: JSON
     created_at: Timestamp
     download_url: str | None
+    job: object | None = strawberry.field(resolver=_job, graphql_type=JOB)
     row: strawberry.Private[db.JobArtifact]
 
     @strawberry.field

@@ -8,6 +8,7 @@ from enum import Enum
 import strawberry
 
 from harmonia.server.graphql.context import Info
+from harmonia.server.graphql.lazy import JOB, object_of
 from harmonia.server.graphql.models import Model
 from harmonia.server.graphql.scalars import IdOrKey, Timestamp
 from harmonia.server.services.models.compute import PoolState
@@ -29,6 +30,15 @@ class HarmonyStatus(Enum):
     OFFLINE = "OFFLINE"
 
 
+async def _job(root: strawberry.Parent[GpuAllocation], info: Info) -> object | None:
+    """The job that holds them, if one does that the caller may see; models hold the others."""
+    kind, _, job_id = root.name.partition("/")
+    if kind != "job":
+        return None
+    found = await info.context.services.jobs.find(info.context.caller, uuid.UUID(job_id))
+    return None if found is None else object_of(info, "Job", found)
+
+
 @strawberry.type
 class GpuAllocation:
     """Devices that somebody holds."""
@@ -37,6 +47,7 @@ class GpuAllocation:
     num_gpus: int
     ranks: list[int]
     created_at: Timestamp
+    job: object | None = strawberry.field(resolver=_job, graphql_type=JOB)
 
 
 @strawberry.type

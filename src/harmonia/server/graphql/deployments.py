@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import TypeVar
 
 import strawberry
@@ -216,7 +217,7 @@ class ModelPlacementInput:
 
 @strawberry.input
 class SpeculativeDecodingInput:
-    """How many tokens a draft model proposes at a time, from 1 to 8."""
+    """How many tokens are proposed at a time, from 1 to 8: by the draft, or from the conversation without one."""
 
     num_draft_steps: int
 
@@ -234,13 +235,14 @@ class DeployModelInput:
 
 @strawberry.input
 class UpdateModelService:
-    """What shall be different about a model in a project."""
+    """What shall be different about a model in a project. systemPromptTemplate: null takes it away."""
 
     project: IdOrKey
     model_service: IdOrKey
     is_default: bool | None = None
     desired_online: bool | None = None
     name: str | None = None
+    system_prompt_template: uuid.UUID | None = strawberry.UNSET
     placement: ModelPlacementInput | None = None
     speculative_decoding: SpeculativeDecodingInput | None = None
 
@@ -253,6 +255,7 @@ class UpdateModelService:
             name=self.name,
             placement=_placement(self.placement),
             num_draft_steps=_steps(self.speculative_decoding),
+            system_prompt=_kept(self.system_prompt_template),
         )
 
 

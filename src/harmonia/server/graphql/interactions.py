@@ -50,11 +50,13 @@ class CompletionGroupBy(Enum):
 
 @strawberry.type
 class Usage:
-    """Token counts."""
+    """Token counts. The last two: of what a draft proposed, what was right and what was not; null where none did."""
 
     completion_tokens: int
     prompt_tokens: int
     total_tokens: int
+    accepted_prediction_tokens: int | None
+    rejected_prediction_tokens: int | None
 
 
 @strawberry.type
@@ -426,4 +428,10 @@ def _usage(usage: dict[str, Any] | None) -> Usage | None:
         return None
     prompt, answer = int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
     total = int(usage.get("total_tokens", prompt + answer))
-    return Usage(prompt_tokens=prompt, completion_tokens=answer, total_tokens=total)
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=answer,
+        total_tokens=total,
+        accepted_prediction_tokens=usage.get("accepted_prediction_tokens"),
+        rejected_prediction_tokens=usage.get("rejected_prediction_tokens"),
+    )

@@ -20,6 +20,7 @@ from harmonia.server.graphql.projects import Project
 from harmonia.server.graphql.recipes import CustomRecipe
 from harmonia.server.graphql.scalars import IdOrKey, LongInt, Timestamp
 from harmonia.server.services.jobs.jobs import JobInfo, NewJob
+from harmonia.server.services.jobs.promotions import PromotedModel
 from harmonia.server.services.keyset import Order
 
 __all__ = ["Job", "JobArtifactKind", "JobMutation", "JobQuery"]
@@ -95,8 +96,14 @@ JobDetails = Annotated[CustomRecipeJobDetails | InteractiveJobDetails, strawberr
 class JobDetailsCommon:
     """What it computes on."""
 
+    pool_key: strawberry.Private[str | None]
     num_gpus: int | None
     gpu_duration_ms: LongInt | None
+
+    @strawberry.field
+    async def compute_pool_id(self, info: Info) -> uuid.UUID | None:
+        """The pool; null for what needs no devices, and if the pool is there no longer."""
+        return None if self.pool_key is None else await info.context.services.compute.pool_id(self.pool_key)
 
 
 @strawberry.type
@@ -176,6 +183,7 @@ class Job:
                 args=JSON(job.args), recipe_hash=job.content_hash, resume_artifact_id=job.resume_artifact_id
             ),
             common_details=JobDetailsCommon(
+                pool_key=job.compute_pool,
                 num_gpus=job.num_gpus,
                 gpu_duration_ms=None if duration is None else LongInt(duration * job.num_gpus),
             ),
@@ -225,6 +233,22 @@ class UpdateJobInput:
     name: str | None = None
 
 
+@strawberry.input
+class CheckpointModelPromotionInput:
+    """modelKey: of a model of the training, as the checkpoint names it. name: of the model that shall be made."""
+
+    model_key: str
+    name: str
+
+
+@strawberry.input
+class PromoteCheckpointInput:
+    """A checkpoint, and which of its models are wanted."""
+
+    artifact_id: uuid.UUID
+    models: list[CheckpointModelPromotionInput]
+
+
 @strawberry.type
 class JobQuery:
     """Jobs."""
@@ -271,6 +295,14 @@ class JobMutation:
     async def cancel_job(self, info: Info, id: uuid.UUID) -> Job:
         """End a job."""
         return Job.of(await info.context.services.jobs.cancel(info.context.caller, id))
+
+    @strawberry.mutation
+    async def promote_checkpoint(self, info: Info, input: PromoteCheckpointInput) -> Job:
+        """Make models of the registry of a checkpoint's, which goes with its job; the job that does it."""
+        services = info.context.services
+        models = [PromotedModel(item.model_key, item.name) for item in input.models]
+        job = await services.promotions.create(info.context.caller, input.artifact_id, models)
+        return Job.of(await services.jobs.info(job))
 
     @strawberry.mutation
     async def update_job(self, info: Info, id: uuid.UUID, input: UpdateJobInput) -> Job:

@@ -19,6 +19,12 @@ _CAMPAIGN: Any = LazyType("Abcampaign", "harmonia.server.graphql.abtests")
 CAMPAIGNS: object = list[_CAMPAIGN]
 _GRADER: Any = LazyType("Grader", "harmonia.server.graphql.grader_types")
 GRADER: object = _GRADER | None
+_MODEL: Any = LazyType("Model", "harmonia.server.graphql.models")
+MODEL: object = _MODEL | None
+_JOB: Any = LazyType("Job", "harmonia.server.graphql.jobs")
+JOB: object = _JOB | None
+_ARTIFACT: Any = LazyType("JobArtifact", "harmonia.server.graphql.artifacts")
+ARTIFACT: object = _ARTIFACT | None
 
 
 def object_of(info: Info, name: str, *source: object) -> Any:

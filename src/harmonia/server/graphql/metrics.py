@@ -12,8 +12,11 @@ from strawberry.scalars import JSON
 from harmonia.server.db.metrics import DirectScore as ScoreRow
 from harmonia.server.graphql.context import Info
 from harmonia.server.graphql.entity_filters import ProjectFilter
+from harmonia.server.graphql.figures import ActivityOutput, MetricActivity, MetricFigures
 from harmonia.server.graphql.lazy import GRADER, PROJECT, PROJECTS, USER, object_of
+from harmonia.server.graphql.paging import TimeRange, span_of
 from harmonia.server.graphql.scalars import DateTimeText, IdOrKey, Key, Timestamp, rfc3339
+from harmonia.server.services.figures.scores import Subject
 from harmonia.server.services.interactions.details import ScoreInfo
 from harmonia.server.services.interactions.feedback import NewScore
 from harmonia.server.services.metrics import MetricChange, MetricInfo, NewMetric
@@ -86,6 +89,14 @@ async def _grader(root: strawberry.Parent[_Measure], info: Info) -> object | Non
     return None if found is None else object_of(info, "Grader", found)
 
 
+async def _activity(
+    root: strawberry.Parent[_Measure], info: Info, timerange: TimeRange | None = None
+) -> MetricActivity:
+    """How much was scored in it. Without a time range: ever, and no trend."""
+    found = await info.context.services.scores.count(info.context.caller, Subject(root.id), span_of(timerange))
+    return MetricActivity(scores=ActivityOutput(value=found.value, trend=found.trend))
+
+
 @strawberry.type
 class Metric:
     """Something that completions of a project are measured by."""
@@ -104,6 +115,7 @@ class Metric:
     has_direct_scores: bool
     has_comparison_scores: bool
     grader: object | None = strawberry.field(resolver=_grader, graphql_type=GRADER)
+    activity: MetricActivity = strawberry.field(resolver=_activity)
     project: object | None = strawberry.field(resolver=_project, graphql_type=PROJECT)
     projects: list[object] = strawberry.field(resolver=_projects, graphql_type=PROJECTS)
 
@@ -129,8 +141,8 @@ class Metric:
 
 
 @strawberry.type
-class MetricWithContext:
-    """A metric, as its project shows it."""
+class MetricWithContext(MetricFigures):
+    """A metric, as its project shows it, or as one of the models in it does."""
 
     id: uuid.UUID
     key: str | None
@@ -148,10 +160,11 @@ class MetricWithContext:
     grader: object | None = strawberry.field(resolver=_grader, graphql_type=GRADER)
 
     @classmethod
-    def of(cls, info: MetricInfo) -> MetricWithContext:
-        """From its row."""
+    def of(cls, info: MetricInfo, model_id: uuid.UUID | None = None) -> MetricWithContext:
+        """From its row. model_id: the model whose completions count in its figures; None: any."""
         row = info.row
         return cls(
+            subject=Subject(row.id, model_id),
             id=row.id,
             key=row.key,
             name=row.name,

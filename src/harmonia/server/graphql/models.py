@@ -12,11 +12,24 @@ from strawberry.scalars import JSON
 from harmonia.protocol.instances import SCHEME
 from harmonia.server.db import models as db
 from harmonia.server.graphql.context import Info
-from harmonia.server.graphql.entity_filters import ProjectFilter
-from harmonia.server.graphql.lazy import PROJECTS, object_of
+from harmonia.server.graphql.entity_filters import AbCampaignFilter, ProjectFilter
+from harmonia.server.graphql.figures import Activity, activity
+from harmonia.server.graphql.lazy import ARTIFACT, CAMPAIGNS, JOB, PROJECTS, object_of
+from harmonia.server.graphql.metrics import MetricWithContext
+from harmonia.server.graphql.paging import TimeRange
 from harmonia.server.graphql.scalars import IdOrKey, LongInt, Timestamp
+from harmonia.server.graphql.system_prompts import SystemPromptTemplate
 from harmonia.server.services.models.deployments import Bound
-from harmonia.server.services.models.models import ADAPTER, EXTERNAL, TOKENS_TO_GENERATE, ModelWish, compute_of
+from harmonia.server.services.models.models import (
+    ADAPTER,
+    DRAFT,
+    EXTERNAL,
+    TOKENS_TO_GENERATE,
+    ModelWish,
+    chosen_compute,
+    compute_of,
+    num_proposals,
+)
 
 
 @strawberry.enum
@@ -124,9 +137,34 @@ async def _projects(
     return [object_of(info, "Project", row) for row in rows]
 
 
+async def _training_run(root: strawberry.Parent[Model], info: Info) -> object | None:
+    """The job that made or imported it, if the caller may see that."""
+    job_id = root.row.job_id
+    found = None if job_id is None else await info.context.services.jobs.find(info.context.caller, job_id)
+    return None if found is None else object_of(info, "Job", found)
+
+
+async def _source_checkpoint(root: strawberry.Parent[Model], info: Info) -> object | None:
+    """The checkpoint of which it was made, if that is there and the caller may see it."""
+    services, job_id = info.context.services, root.row.job_id
+    checkpoint = None if job_id is None else await services.promotions.checkpoint_of(job_id)
+    found = None if checkpoint is None else await services.jobs.artifact(info.context.caller, checkpoint)
+    return None if found is None else object_of(info, "JobArtifact", found)
+
+
+async def _tests(
+    root: strawberry.Parent[ModelService], info: Info, filter: AbCampaignFilter | None = None
+) -> list[object]:
+    """The A/B tests that it takes part in."""
+    wish = (filter or AbCampaignFilter()).wish(str(root.project_id))
+    found = await info.context.services.abtests.all(info.context.caller, wish)
+    own = (item for item in found if root.id in [service.id for service in item.services])
+    return [object_of(info, "Abcampaign", item) for item in own]
+
+
 @strawberry.type
 class Model:
-    """A base model, an adapter, or a model at a provider."""
+    """A base model, an adapter, a draft (which answers as its target does), or a model at a provider."""
 
     row: strawberry.Private[db.Model]
     id: uuid.UUID
@@ -149,6 +187,8 @@ class Model:
     source_model_key: str | None
     harmony_url: str | None
     projects: list[object] = strawberry.field(resolver=_projects, graphql_type=PROJECTS)
+    training_run: object | None = strawberry.field(resolver=_training_run, graphql_type=JOB)
+    source_checkpoint: object | None = strawberry.field(resolver=_source_checkpoint, graphql_type=ARTIFACT)
 
     @classmethod
     def of(cls, row: db.Model) -> Model:
@@ -168,7 +208,7 @@ class Model:
             is_training=row.is_training,
             is_published=row.is_published,
             is_stable=row.is_stable,
-            is_spec_dec_draft=False,
+            is_spec_dec_draft=row.kind == DRAFT,
             in_storage=not is_external,
             provider_name=ProviderName(external.get("provider", "HARMONY")),
             family=row.family,
@@ -180,7 +220,7 @@ class Model:
 
     @strawberry.field
     async def backbone(self, info: Info) -> Model | None:
-        """Of an adapter: its base model."""
+        """Of an adapter: its base model. Of a draft: the model for which it drafts."""
         return await _model(info, self.row.backbone_id)
 
     @strawberry.field
@@ -189,14 +229,22 @@ class Model:
         return await _model(info, self.row.parent_id)
 
     @strawberry.field
+    async def model_services(self, info: Info, filter: ProjectFilter | None = None) -> list[ModelService]:
+        """What it is in the projects that the caller may read; in archived ones if the filter wants them instead."""
+        archived = filter is not None and bool(filter.is_archived)
+        found = await info.context.services.deployments.of_model(info.context.caller, self.id, archived=archived)
+        return [ModelService.of(bound) for bound in found]
+
+    @strawberry.field
     def capabilities(self) -> list[ModelCapabilityFilter]:
         """What it can do."""
         return [ModelCapabilityFilter(name) for name in self.row.capabilities]
 
     @strawberry.field
     async def compute_config(self, info: Info) -> ModelComputeConfigOutput | None:
-        """How it is run: an adapter as its base model, an external model as its provider pleases."""
-        compute = compute_of(await self._run_as(info))
+        """How it is run: an adapter as its base model, a draft as its target where nothing is set for itself, an
+        external model as its provider pleases."""
+        compute = compute_of(self.row, await self._backbone(info))
         if compute is None:
             return None
         return ModelComputeConfigOutput(
@@ -205,8 +253,8 @@ class Model:
 
     @strawberry.field
     async def compute_settings(self, info: Info) -> ModelComputeSettings:
-        """What was set of it: for an adapter, of its base model, but for `tokensToGenerate`."""
-        chosen = (await self._run_as(info)).compute
+        """What was set of it, for itself, its base model or its target; `tokensToGenerate` always for itself."""
+        chosen = chosen_compute(self.row, await self._backbone(info))
         return ModelComputeSettings(
             tp=chosen.get("tp"),
             kv_cache_len=chosen.get("kv_cache_len"),
@@ -214,9 +262,20 @@ class Model:
             tokens_to_generate=self.row.compute.get(TOKENS_TO_GENERATE),
         )
 
-    async def _run_as(self, info: Info) -> db.Model:
+    @strawberry.field
+    async def activity(self, info: Info, timerange: TimeRange | None = None) -> Activity | None:
+        """How much it was asked in the projects whose interactions the caller may read."""
+        return await activity(info, timerange, model_id=self.id)
+
+    @strawberry.field
+    async def metrics(self, info: Info) -> list[MetricWithContext]:
+        """What the projects that have it measure by; its completions alone count in their figures."""
+        found = await info.context.services.scores.of_model(info.context.caller, self.id)
+        return [MetricWithContext.of(item, self.id) for item in found]
+
+    async def _backbone(self, info: Info) -> db.Model | None:
         backbone = self.row.backbone_id
-        return self.row if backbone is None else (await info.context.services.models.by_id([backbone]))[backbone]
+        return None if backbone is None else (await info.context.services.models.by_id([backbone]))[backbone]
 
     @strawberry.field
     def external_provider_data(self) -> ModelExternalProviderData | None:
@@ -243,6 +302,7 @@ async def _model(info: Info, model_id: uuid.UUID | None) -> Model | None:
 class ModelService:
     """A model in a project."""
 
+    row: strawberry.Private[db.ModelService]
     id: uuid.UUID
     project_id: uuid.UUID
     key: str
@@ -255,6 +315,9 @@ class ModelService:
     desired_online: bool
     deleted: bool
     placement: ModelPlacementOutput | None
+    ab_campaigns: list[object] = strawberry.field(resolver=_tests, graphql_type=CAMPAIGNS)
+    num_draft_steps: int | None
+    """Tokens that are proposed at a time; null: none are."""
 
     @classmethod
     def of(cls, bound: Bound) -> ModelService:
@@ -263,6 +326,7 @@ class ModelService:
         is_placed = bool(row.pools) or row.max_ttft_ms is not None
         placement = ModelPlacementOutput(compute_pools=row.pools, max_ttft_ms=row.max_ttft_ms) if is_placed else None
         return cls(
+            row=row,
             id=row.id,
             project_id=row.project_id,
             key=row.key,
@@ -275,7 +339,27 @@ class ModelService:
             desired_online=row.desired_online,
             deleted=row.deleted_at is not None,
             placement=placement,
+            num_draft_steps=num_proposals(model.kind, model.num_draft_steps, row.num_draft_steps) or None,
         )
+
+    @strawberry.field
+    async def system_prompt_template(self, info: Info) -> SystemPromptTemplate | None:
+        """With what its chats begin."""
+        if self.row.system_prompt_id is None:
+            return None
+        row = await info.context.services.system_prompts.by_id(self.row.system_prompt_id)
+        return None if row is None else SystemPromptTemplate.of(row)
+
+    @strawberry.field
+    async def activity(self, info: Info, timerange: TimeRange | None = None) -> Activity | None:
+        """How much it was asked in this project; null for who may not see the project's interactions."""
+        return await activity(info, timerange, project_id=self.project_id, model_id=self.model.id)
+
+    @strawberry.field
+    async def metrics(self, info: Info) -> list[MetricWithContext]:
+        """What the project measures by; the completions of this model alone count in their figures."""
+        found = await info.context.services.scores.of_model(info.context.caller, self.model.id, self.project_id)
+        return [MetricWithContext.of(item, self.model.id) for item in found]
 
 
 @strawberry.input
@@ -292,6 +376,18 @@ class CapabilityFilter:
 
 
 @strawberry.input
+class IntegerNumericCondition:
+    """What a number must be. What is null does not count."""
+
+    eq: LongInt | None = None
+    neq: LongInt | None = None
+    gt: LongInt | None = None
+    gte: LongInt | None = None
+    lt: LongInt | None = None
+    lte: LongInt | None = None
+
+
+@strawberry.input
 class ModelFilter:
     """Which models are wanted."""
 
@@ -302,6 +398,7 @@ class ModelFilter:
     view_all: bool | None = None
     online: list[ModelOnline] | None = None
     published: bool | None = None
+    size: IntegerNumericCondition | None = None
 
     @property
     def wish(self) -> ModelWish:
@@ -315,6 +412,9 @@ class ModelFilter:
             online=None if self.online is None else [item.value for item in self.online],
             any_of=None if able is None or able.any is None else [item.value for item in able.any],
             all_of=None if able is None or able.all is None else [item.value for item in able.all],
+            size={}
+            if self.size is None
+            else {name: bound for name, bound in vars(self.size).items() if bound is not None},
         )
 
 

@@ -7,6 +7,7 @@ from enum import Enum
 import strawberry
 
 from harmonia.server.graphql.scalars import IdOrKey, InputDatetime
+from harmonia.server.services.figures.buckets import Span
 from harmonia.server.services.keyset import Page, PageWish
 from harmonia.server.services.moments import moment_ms
 
@@ -75,6 +76,11 @@ def moments_of(timerange: TimeRange | None) -> tuple[int | None, int | None]:
     if timerange is None:
         return None, None
     return moment_ms(timerange.from_, "timerange.from"), moment_ms(timerange.to, "timerange.to")
+
+
+def span_of(timerange: TimeRange | None) -> Span:
+    """For figures: the end does not belong to it."""
+    return Span(*moments_of(timerange))
 
 
 @strawberry.input

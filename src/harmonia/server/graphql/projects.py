@@ -9,10 +9,12 @@ import strawberry
 from harmonia.server.db import projects as db
 from harmonia.server.graphql.context import Info
 from harmonia.server.graphql.entity_filters import AbCampaignFilter, ProjectFilter
+from harmonia.server.graphql.figures import Activity, activity
 from harmonia.server.graphql.interaction_options import LabelUsage
 from harmonia.server.graphql.lazy import CAMPAIGNS, object_of
 from harmonia.server.graphql.metrics import MetricFilter, MetricWithContext
 from harmonia.server.graphql.models import CapabilityFilter, Model, ModelFilter, ModelService
+from harmonia.server.graphql.paging import TimeRange
 from harmonia.server.graphql.people import Role, Team
 from harmonia.server.graphql.scalars import IdOrKey, Key, Timestamp
 from harmonia.server.services.abtests.abtests import CampaignWish
@@ -180,6 +182,11 @@ class Project:
         wish = None if filter is None else filter.wish
         found = await registry.of_project(info.context.caller, self.id, wish)
         return [MetricWithContext.of(item) for item in found]
+
+    @strawberry.field
+    async def activity(self, info: Info, timerange: TimeRange | None = None) -> Activity | None:
+        """How much was asked and scored; null for who may not see its interactions."""
+        return await activity(info, timerange, project_id=self.id)
 
     @strawberry.field
     async def shares(self, info: Info) -> list[Share]:

@@ -15,7 +15,7 @@ from harmonia.server.graphql.paging import Label, LabelFilter, LabelInput
 from harmonia.server.graphql.people import User
 from harmonia.server.graphql.scalars import IdOrKey, Key, Timestamp
 from harmonia.server.services.jobs import recipes as service
-from harmonia.server.services.jobs.archives import MAX_UPLOAD_BYTES
+from harmonia.server.services.jobs.archives import MAX_FILES, MAX_UPLOAD_BYTES
 
 
 @strawberry.type
@@ -112,6 +112,22 @@ class UpdateRecipeInput:
 
 
 @strawberry.input
+class PatchRecipeInput:
+    """Which files shall be gone, by their paths in the recipe."""
+
+    files_to_delete: list[str] | None = None
+
+
+@strawberry.input
+class DuplicateRecipeInput:
+    """What the copy shall be called; null: as the other one, with `(copy)`."""
+
+    name: str | None = None
+    key: Key | None = None
+    description: str | None = None
+
+
+@strawberry.input
 class CustomRecipeFilterInput:
     """Which recipes are wanted."""
 
@@ -138,6 +154,11 @@ class RecipeQuery:
         found = await info.context.services.recipes.find(info.context.caller, project, id_or_key)
         return None if found is None else CustomRecipe.of(found, project)
 
+    @strawberry.field
+    async def parse_recipe_schema(self, info: Info, recipe_content: str) -> JSON:
+        """The JSON schema of the input of a recipe of one Python file, which is tried and not kept."""
+        return JSON(await info.context.services.recipes.parse(info.context.caller, recipe_content))
+
 
 @strawberry.type
 class RecipeMutation:
@@ -160,6 +181,28 @@ class RecipeMutation:
         upload = None if file is None else await _upload(file)
         changed = await info.context.services.recipes.update(info.context.caller, project, id, _wish(input), upload)
         return CustomRecipe.of(changed, project)
+
+    @strawberry.mutation
+    async def patch_custom_recipe(
+        self, info: Info, project: IdOrKey, id: IdOrKey, input: PatchRecipeInput, files: list[Upload]
+    ) -> CustomRecipe:
+        """Add, replace and remove single files; the name of each is its path in the recipe."""
+        if len(files) > MAX_FILES:
+            raise InvalidRequestError(f"files: at most {MAX_FILES} at a time, got {len(files)}", field="files")
+        uploads = [await _upload(file) for file in files]
+        changed = await info.context.services.recipes.patch(
+            info.context.caller, project, id, uploads, input.files_to_delete or ()
+        )
+        return CustomRecipe.of(changed, project)
+
+    @strawberry.mutation
+    async def duplicate_custom_recipe(
+        self, info: Info, project: IdOrKey, id: IdOrKey, input: DuplicateRecipeInput
+    ) -> CustomRecipe:
+        """A copy of a recipe that can be changed, of a built-in one too."""
+        wish = service.RecipeChange(name=input.name, description=input.description)
+        made = await info.context.services.recipes.duplicate(info.context.caller, project, id, input.key, wish)
+        return CustomRecipe.of(made, project)
 
     @strawberry.mutation
     async def delete_custom_recipe(self, info: Info, project: IdOrKey, id: IdOrKey) -> bool:

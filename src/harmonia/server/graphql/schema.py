@@ -29,6 +29,7 @@ from harmonia.server.graphql.integrations import IntegrationMutation, Integratio
 from harmonia.server.graphql.interaction_options import InteractionOptionsQuery
 from harmonia.server.graphql.interactions import InteractionQuery
 from harmonia.server.graphql.job_reports import JobReportMutation
+from harmonia.server.graphql.job_search import JobSearchQuery
 from harmonia.server.graphql.jobs import JobMutation, JobQuery
 from harmonia.server.graphql.limits import LIMITS, LimitedRouter
 from harmonia.server.graphql.meta import MetaQuery
@@ -41,6 +42,8 @@ from harmonia.server.graphql.recipes import RecipeMutation, RecipeQuery
 from harmonia.server.graphql.remote_envs import RemoteEnvMutation, RemoteEnvQuery
 from harmonia.server.graphql.scalars import CONFIG
 from harmonia.server.graphql.selections import SelectionMutation, SelectionQuery
+from harmonia.server.graphql.system_prompts import SystemPromptMutation, SystemPromptQuery
+from harmonia.server.graphql.usage import UsageQuery
 from harmonia.server.rest.callers import caller_of
 from harmonia.server.services.services import Services
 
@@ -69,6 +72,9 @@ QUERIES = (
     GraderQuery,
     RemoteEnvQuery,
     IntegrationQuery,
+    UsageQuery,
+    JobSearchQuery,
+    SystemPromptQuery,
 )
 MUTATIONS = (
     AbTestMutation,
@@ -88,6 +94,7 @@ MUTATIONS = (
     GraderMutation,
     RemoteEnvMutation,
     IntegrationMutation,
+    SystemPromptMutation,
 )
 
 

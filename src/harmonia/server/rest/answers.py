@@ -74,6 +74,7 @@ class Answer:
         self.finish_reason: str | None = None
         self.prompt_token_ids: tuple[int, ...] = ()
         self.prompt_logprobs: tuple[TokenLogprob, ...] = ()
+        self.drafted_tokens = self.accepted_tokens = 0
 
     @property
     def text(self) -> str:
@@ -89,6 +90,8 @@ class Answer:
         self.finish_reason = delta.finish_reason or self.finish_reason
         self.prompt_token_ids = delta.prompt_token_ids or self.prompt_token_ids
         self.prompt_logprobs = delta.prompt_logprobs or self.prompt_logprobs
+        self.drafted_tokens += delta.drafted_tokens
+        self.accepted_tokens += delta.accepted_tokens
 
 
 class Gathered:

@@ -14,7 +14,7 @@ from harmonia.server.rest.chat_format import ChatChunks, chat_response
 from harmonia.server.rest.context import Api
 from harmonia.server.rest.exchange import Exchange, Form
 from harmonia.server.rest.openapi import describe
-from harmonia.server.rest.prompts import chat_messages
+from harmonia.server.rest.prompts import chat_messages, with_system_prompt
 from harmonia.server.rest.sampling import sampling_params
 from harmonia.server.rest.schemas import ChatRequest, ChatResponse
 from harmonia.server.rest.target import Target
@@ -52,7 +52,9 @@ def _generate(body: ChatRequest, tools: ToolPlan, target: Target) -> Generate:
         id=uuid.uuid4().hex,
         model=target.key,
         prompt=ChatPrompt(
-            messages=chat_messages(body.messages), tools=tools.tools, template_args=body.chat_template_kwargs or {}
+            messages=with_system_prompt(chat_messages(body.messages), target.system_prompt),
+            tools=tools.tools,
+            template_args=body.chat_template_kwargs or {},
         ),
         sampling=sampling_params(body, max_tokens, logprobs),
         n=body.n or 1,
@@ -61,13 +63,11 @@ def _generate(body: ChatRequest, tools: ToolPlan, target: Target) -> Generate:
         max_ttft_ms=target.max_ttft_ms if body.max_ttft_ms is None else body.max_ttft_ms,
         parse_tools=tools.parse,
         stream=bool(body.stream),
+        num_draft_steps=target.num_draft_steps,
     )
 
 
 def _refuse_unsupported(body: ChatRequest) -> None:
-    if body.system_prompt_args:
-        message = "system_prompt_args: this server has no system-prompt templates; write the text into the message"
-        raise InvalidRequestError(message, field="system_prompt_args")
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequestError("top_logprobs: needs logprobs to be true", field="top_logprobs")
 

@@ -58,6 +58,7 @@ def _generates(
             session_id=body.session_id,
             max_ttft_ms=target.max_ttft_ms if body.max_ttft_ms is None else body.max_ttft_ms,
             stream=bool(body.stream),
+            num_draft_steps=target.num_draft_steps,
         )
         for prompt in prompts
     )

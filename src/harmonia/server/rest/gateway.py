@@ -8,17 +8,17 @@ import uuid
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from websockets.asyncio.client import ClientConnection, unix_connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from harmonia.errors import EntityNotFoundError, HarmoniaError, PermissionDeniedError, UnavailableError
 from harmonia.log import get_logger
+from harmonia.server.rest.errors import response_to
 from harmonia.server.services.access import bearer
 from harmonia.server.services.services import Services
 
 log = get_logger(__name__)
 
 router = APIRouter()
-_FORBIDDEN = 1008
 _GOING_AWAY = 1001
 _NO_CODE = (1005, 1006, 1015)
 """What stands for an end without a code must not be sent as one."""
@@ -28,18 +28,10 @@ _NO_CODE = (1005, 1006, 1015)
 async def relay(client: WebSocket) -> None:
     """Connect a job, or its creator, with the job's worker, which the header `Adaptive-Job-Id` names."""
     try:
-        socket = await _worker_of(client)
+        worker = await _connected(await _worker_of(client))
     except HarmoniaError as error:
         log.info("a connection to a worker was refused: %s", error.message)
-        await client.close(_FORBIDDEN, error.message[:100])
-        return
-    try:
-        worker = await unix_connect(
-            socket, "ws://worker/", compression=None, max_size=None, ping_interval=None, proxy=None
-        )
-    except OSError as error:
-        log.warning("the worker at %s does not answer: %s", socket, error)
-        await client.close(_GOING_AWAY, "the worker does not answer")
+        await client.send_denial_response(response_to(error))
         return
     async with worker:
         await client.accept()
@@ -62,6 +54,16 @@ async def _worker_of(client: WebSocket) -> str:
     if socket is None:
         raise UnavailableError(f"job {job_id} has no worker: it does not run")
     return socket
+
+
+async def _connected(socket: str) -> ClientConnection:
+    """UnavailableError while a worker cannot be reached, as when it is started again: trying later may help."""
+    try:
+        return await unix_connect(
+            socket, "ws://worker/", compression=None, max_size=None, ping_interval=None, proxy=None
+        )
+    except (OSError, WebSocketException) as error:  # TimeoutError is an OSError
+        raise UnavailableError(f"the worker at {socket} does not answer: {error or type(error).__name__}") from error
 
 
 async def _pump(client: WebSocket, worker: ClientConnection) -> None:

@@ -30,8 +30,8 @@ class GradeRequest(RequestModel, kw_only=True):
 
 
 class GradeResponse(ResponseModel, kw_only=True):
-    """By completion or thread, in order, what the grader made of it: `value` and `reasoning`, or an `error`; `ignored`
-    says that the grader left it out. `score_id`: of the score that was kept.
+    """By completion or thread, in order, what the grader made of it: `value` and `reasoning`, or an `error` and its
+    `code`; `ignored` says that the grader left it out. `score_id`: of the score that was kept.
     """
 
     grades: list[dict[str, Any]]

@@ -15,7 +15,7 @@ from harmonia.protocol.messages import TextPrompt
 from harmonia.server.db.base import MAX_KEY
 from harmonia.server.rest.answers import Answer, Gathered
 from harmonia.server.rest.callers import caller_of
-from harmonia.server.rest.prompts import parse_prompts
+from harmonia.server.rest.prompts import parse_prompts, with_system_prompt
 from harmonia.server.rest.schemas import ChatRequest, CompletionRequest
 from harmonia.server.rest.schemas.fields import GenerationRequest
 from harmonia.server.rest.sse import Observer
@@ -24,7 +24,8 @@ from harmonia.server.services.access import ProjectAccess, bearer
 from harmonia.server.services.interactions.inference import AskedModel, Chosen
 from harmonia.server.services.interactions.interaction import Interaction, checked_labels
 from harmonia.server.services.models.deployments import PERMISSION
-from harmonia.server.services.models.models import EXTERNAL, TOKENS_TO_GENERATE
+from harmonia.server.services.models.models import EXTERNAL, TOKENS_TO_GENERATE, num_proposals
+from harmonia.server.services.models.system_prompts import filled
 from harmonia.server.services.services import Services
 
 _PARAMETERS = (
@@ -55,13 +56,16 @@ async def project_target(services: Services, request: Request, body: ModelReques
         campaign = body.ab_campaign
         _check(body)
     chosen = await services.inference.choose(access, model or None, campaign)
+    system_prompt = _system_prompt(chosen, body) if isinstance(body, ChatRequest) else None
     if isinstance(body, GenerationRequest) and body.store is not False:
-        observe = partial(_record, services, chosen, body)
+        observe = partial(_record, services, chosen, body, system_prompt)
     return Target(
         key=chosen.model.key,
         shown=chosen.name,
         max_ttft_ms=chosen.service.max_ttft_ms,
         max_tokens=chosen.model.compute.get(TOKENS_TO_GENERATE),
+        system_prompt=system_prompt,
+        num_draft_steps=num_proposals(chosen.model.kind, chosen.model.num_draft_steps, chosen.service.num_draft_steps),
         external=_external(services, chosen.model),
         observe=observe,
     )
@@ -72,6 +76,16 @@ def _external(services: Services, model: AskedModel) -> ExternalModel | None:
         return None
     assert model.external is not None and model.secret is not None
     return services.external.model(model.key, model.external, model.secret)
+
+
+def _system_prompt(chosen: Chosen, body: ChatRequest) -> str | None:
+    arguments = body.system_prompt_args or {}
+    if chosen.system_prompt is not None:
+        return filled(chosen.system_prompt, arguments)
+    if arguments:
+        message = f"system_prompt_args: {chosen.name} has no system prompt to fill; leave them out"
+        raise InvalidRequestError(message, field="system_prompt_args")
+    return None
 
 
 async def _access(services: Services, request: Request, project: str) -> ProjectAccess:
@@ -109,9 +123,11 @@ def _labels(body: GenerationRequest) -> Mapping[str, str]:
 # ------------------------------------------------------------------------------------------------- interactions
 
 
-async def _record(services: Services, chosen: Chosen, body: GenerationRequest, gathered: Gathered) -> None:
+async def _record(
+    services: Services, chosen: Chosen, body: GenerationRequest, system_prompt: str | None, gathered: Gathered
+) -> None:
     """Put every answer in the line of interactions. Prompts of token ids have no text here and are left out."""
-    prompts = _prompts(body)
+    prompts = _prompts(body, system_prompt)
     count = len(gathered.answers)
     for index, answer in enumerate(gathered.answers):
         messages = prompts[index * len(prompts) // count]
@@ -121,7 +137,7 @@ async def _record(services: Services, chosen: Chosen, body: GenerationRequest, g
 
 
 def _interaction(chosen: Chosen, body: GenerationRequest, gathered: Gathered, index: int) -> dict[str, Any]:
-    head, timings = gathered.head, gathered.timings_ms
+    head = gathered.head
     given = {name: value for name in _PARAMETERS if (value := getattr(body, name, None)) is not None}
     return {
         "id": uuid.UUID(head.completion_ids[index]),
@@ -133,17 +149,17 @@ def _interaction(chosen: Chosen, body: GenerationRequest, gathered: Gathered, in
         "user": body.user,
         "labels": _labels(body),
         "parameters": given,
-        "timings": {f"{name}_ms": value for name, value in timings.items()},
+        "timings": _timings(gathered, index),
         "usage": _usage(gathered, index),
         "created_by": chosen.access.caller.user_id,
         "ab_campaign_id": chosen.campaign_id,
     }
 
 
-def _prompts(body: GenerationRequest) -> list[list[dict[str, Any]] | None]:
+def _prompts(body: GenerationRequest, system_prompt: str | None) -> list[list[dict[str, Any]] | None]:
     """The messages of each prompt; None for token ids."""
     if isinstance(body, ChatRequest):
-        return [[_message(message) for message in body.messages]]
+        return [[*with_system_prompt([_message(message) for message in body.messages], system_prompt)]]
     assert isinstance(body, CompletionRequest)
     return [
         [{"role": "user", "content": prompt.text}] if isinstance(prompt, TextPrompt) else None
@@ -164,9 +180,22 @@ def _text(answer: Answer) -> str:
     return msgspec.json.encode({"tool_calls": calls}).decode()
 
 
+def _timings(gathered: Gathered, index: int) -> dict[str, float]:
+    """How long it took, and how often a draft was right, if one proposed anything."""
+    timings, answer = {f"{name}_ms": value for name, value in gathered.timings_ms.items()}, gathered.answers[index]
+    if answer.drafted_tokens:
+        timings["spec_dec_acceptance_rate"] = answer.accepted_tokens / answer.drafted_tokens
+    return timings
+
+
 def _usage(gathered: Gathered, index: int) -> dict[str, int]:
-    """Of one answer: its prompt, and its own tokens."""
+    """Of one answer: its prompt, its own tokens, and what a draft proposed, if one did."""
     whole, count = gathered.usage, len(gathered.answers)
     prompt = whole.prompt_tokens // len(gathered.head.choice_of)
     own = whole.completion_tokens if count == 1 else len(gathered.answers[index].token_ids)
-    return {"prompt_tokens": prompt, "completion_tokens": own, "total_tokens": prompt + own}
+    usage = {"prompt_tokens": prompt, "completion_tokens": own, "total_tokens": prompt + own}
+    answer = gathered.answers[index]
+    if answer.drafted_tokens:
+        usage["accepted_prediction_tokens"] = answer.accepted_tokens
+        usage["rejected_prediction_tokens"] = answer.drafted_tokens - answer.accepted_tokens
+    return usage

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from harmonia.errors import InvalidRequestError
 from harmonia.protocol.messages import JsonObject, Prompt, TextPrompt, TokenPrompt
@@ -53,6 +53,20 @@ def _tokens(ids: list[int] | list[str | int | list[int]], field: str) -> TokenPr
 def chat_messages(messages: list[Message]) -> tuple[JsonObject, ...]:
     """Messages as chat templates expect them: text joined, only the fields that templates read."""
     return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages))
+
+
+def with_system_prompt(messages: Sequence[JsonObject], system_prompt: str | None) -> tuple[JsonObject, ...]:
+    """A chat that begins with a system prompt. What the caller's own says follows it in the same message, since many
+    templates know one only."""
+    if system_prompt is None:
+        return tuple(messages)
+    content: str | list[JsonObject] = system_prompt
+    rest = messages
+    if messages[0]["role"] in ("system", "developer"):
+        own, rest = messages[0]["content"], messages[1:]
+        start = f"{system_prompt}\n\n" if own else system_prompt
+        content = start + own if isinstance(own, str) else [{"type": "text", "text": start}, *own]
+    return ({"role": "system", "content": content}, *rest)
 
 
 def _message(message: Message, field: str) -> JsonObject:

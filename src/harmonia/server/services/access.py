@@ -14,7 +14,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TypeVarTuple
 
-from sqlalchemy import ColumnElement, Select, Uuid, and_, bindparam, case, cast, or_, select, true
+from sqlalchemy import ColumnElement, Select, Uuid, and_, bindparam, case, cast, false, or_, select, true
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -159,7 +159,10 @@ async def require_anywhere(session: AsyncSession, caller: Caller, permission: st
 async def require_somewhere(session: AsyncSession, caller: Caller, *permissions: str) -> None:
     """Raise `PermissionDeniedError` unless the caller has one of the permissions in a team, or where one was let in."""
     assert PERMISSIONS.keys() >= set(permissions), permissions
-    lent = select(ProjectShare.role_id).where(ProjectShare.team_id == TeamMember.team_id)
+    # Members of an owning team act with their own role, whatever the share says.
+    lent = select(ProjectShare.role_id).where(
+        ProjectShare.team_id == TeamMember.team_id, ProjectShare.is_owner == false()
+    )
     query = (
         select(TeamMember.id)
         .join(RolePermission, or_(RolePermission.role_id == TeamMember.role_id, RolePermission.role_id.in_(lent)))

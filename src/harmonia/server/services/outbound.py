@@ -66,7 +66,7 @@ class Outbound:
         self._guard = AddressGuard(allow_private=allow_private, setting=setting)
         self._seconds, self._max_bytes = seconds, max_bytes
         self._client = httpx.AsyncClient(
-            transport=_PinnedTransport(self._guard), trust_env=False, follow_redirects=False, timeout=seconds
+            transport=PinnedTransport(self._guard), trust_env=False, follow_redirects=False, timeout=seconds
         )
 
     async def close(self) -> None:
@@ -142,7 +142,7 @@ def _is_public(address: Address) -> bool:
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
-class _PinnedTransport(httpx.AsyncBaseTransport):
+class PinnedTransport(httpx.AsyncBaseTransport):
     """Connects to the address that was checked, so that a name cannot mean another one a moment later.
 
     The name stays in the `Host` header, which is set already, and in TLS, where certificates are checked against it.

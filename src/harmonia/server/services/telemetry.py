@@ -35,6 +35,7 @@ _HELP = {
     "cached_tokens": "Prompt tokens taken from the cache",
     "drafted_tokens": "Tokens that a draft proposed",
     "accepted_tokens": "Proposed tokens that were right",
+    "draft_steps": "Tokens proposed to a sequence at a time now; 0 where that would not pay",
     "ttft_timeouts": "Requests given up because their first token was late",
     "ttft_seconds": "Time to the first token, queue included",
     "inter_token_seconds": "Time between two tokens of one answer",

@@ -11,10 +11,20 @@ from pydantic import BaseModel
 
 from harmonia.errors import AuthenticationError, EntityNotFoundError, InvalidRequestError
 from harmonia.sdk import Adaptive
+from harmonia.sdk.inputs import UsageFilter
 from harmonia.sdk.operations.graders import RemoteEnvTestOnline
 from harmonia.sdk.operations.integrations import WebhookConfig
 from harmonia.sdk.operations.jobs import EvaluationByproducts, Job
-from tests.integration.control.stories.scene import HUB_MODEL, LENGTH, MESSAGES, MODEL, REPORT, Scene
+from tests.integration.control.stories.scene import (
+    HALF_WAY,
+    HUB_MODEL,
+    LENGTH,
+    MESSAGES,
+    MODEL,
+    REPORT,
+    Scene,
+    until,
+)
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
 
@@ -34,11 +44,14 @@ def tell(sdk: Adaptive, scene: Scene, trains: bool = True) -> None:
     completion_id = chat(sdk, scene)
     feedback(sdk, scene, completion_id)
     interactions(sdk, completion_id)
+    system_prompts(sdk, scene)
+    figures(sdk, scene)
     integration = integrations(sdk, scene)
     datasets(sdk, scene)
     recipes(sdk, scene)
     if trains:
         training(sdk, scene)
+    promotion(sdk, scene)
     evaluation(sdk, scene)
     told_of_the_end(sdk, scene, integration)
     ab_tests(sdk, scene)
@@ -191,6 +204,48 @@ def interactions(sdk: Adaptive, completion_id: str) -> None:
     assert (sum(group.count for group in groups), len(groups)) == (page.total_count, 2)
 
 
+def system_prompts(sdk: Adaptive, scene: Scene) -> None:
+    name = f"{scene.name}-polite"
+    prompt = sdk.system_prompts.create("manners", "You answer in {{ language }}.")
+    assert sdk.system_prompts.list() == [prompt]
+    assert sdk.system_prompts.use(name, prompt.id).key == name
+    with pytest.raises(InvalidRequestError, match="'language'"):
+        sdk.chat.create(MESSAGES, name, **GREEDY)
+    answer = sdk.chat.create(MESSAGES, name, system_prompt_args={"language": "French"}, **GREEDY).choices[0]
+    kept = sdk.interactions.get(str(answer.completion_id))
+    assert kept is not None
+    assert kept.chat_messages[0].content == "You answer in French."
+    sdk.system_prompts.use(name, None)
+    assert sdk.system_prompts.delete(prompt.id)
+
+
+def figures(sdk: Adaptive, scene: Scene) -> None:
+    """Of the chats so far, which are all of today."""
+    mine: UsageFilter = {"projects": [scene.name], "since": "now - 1 hour"}
+    usage = sdk.usage.overall("day", {**mine, "timezone": "Europe/Paris"})
+    used = {item.model.key: item for item in usage.by_model}
+    assert set(used) == {MODEL, f"{scene.name}-polite"}
+    assert usage.total == usage.adaptive_models and usage.external_models.total_tokens == 0
+    assert usage.total.total_tokens == sum(item.total_tokens for item in used.values()) > 0
+    assert sum(then.interactions for then in used[MODEL].timeseries) == used[MODEL].interactions > 0
+    (project,) = sdk.usage.by_project(filter=mine)
+    (me,) = sdk.usage.by_user(filter=mine)
+    assert project.total_tokens == me.total_tokens == usage.total.total_tokens
+    services = {item.model_service.key for item in sdk.usage.by_service(mine) if item.model_service is not None}
+    assert services == set(used)
+    (series,) = sdk.metrics.timeseries("latency", "hour", {"since": "now - 1 hour"})
+    assert sum(series.count) == usage.total.interactions
+    assert [value is None for value in series.values] == [count == 0 for count in series.count]
+    by_model = sdk.metrics.timeseries("latency", chart={"by_model": True, "aggregation": "COUNT"})
+    assert {item.model.key: sum(item.count) for item in by_model if item.model is not None} == {
+        key: item.interactions for key, item in used.items()
+    }
+    assert sdk.metrics.trend("latency") is None  # nothing before
+    activity = sdk.projects.activity(since="now - 1 hour")
+    assert activity is not None
+    assert (activity.interactions.value, activity.scores.value) == (usage.total.interactions, 2)
+
+
 def integrations(sdk: Adaptive, scene: Scene) -> str:
     """The identifier of one that waits for the end of jobs."""
     assert {provider.name for provider in sdk.integrations.list_providers()} >= {"slack", "smtp", "webhook", "github"}
@@ -262,6 +317,12 @@ def recipes(sdk: Adaptive, scene: Scene) -> None:
     assert (again.id, again.content_hash != made.content_hash) == (made.id, True)
     assert {"sft", "report"} <= {recipe.key for recipe in sdk.recipes.list()}
     assert sdk.recipes.list(labels={"kind": ["test"]}) == [again]
+    assert sdk.recipes.parse_schema(file) == again.json_schema
+    copy = sdk.recipes.duplicate("report", "Other report")
+    assert (copy.key, copy.content_hash) == ("other-report", again.content_hash)
+    patched = sdk.recipes.patch("other-report", {"notes.txt": scene.written("notes.txt", "none")})
+    assert patched.content_hash != again.content_hash
+    assert sdk.recipes.delete("other-report")
 
 
 def training(sdk: Adaptive, scene: Scene) -> None:
@@ -277,6 +338,25 @@ def training(sdk: Adaptive, scene: Scene) -> None:
     assert sdk.models.deploy(result, wait=True).model.is_adapter
     assert sdk.chat.create(MESSAGES, result, **GREEDY).model == f"{scene.name}/{result}"
     assert sdk.models.detach(result)
+
+
+def promotion(sdk: Adaptive, scene: Scene) -> None:
+    """A checkpoint becomes a model, whatever becomes of its job."""
+    sdk.recipes.upload(scene.written("half_way.py", HALF_WAY))
+    job = sdk.jobs.run("half-way", 1, {"model": MODEL}, "Lesson that is not over")
+    (checkpoint,) = until(lambda: sdk.artifacts.list(filter={"job_id": job.id, "kinds": ["CHECKPOINT"]}), bool)
+    found = sdk.jobs.search("not over")
+    assert [item.id for item in found.jobs] == [job.id]
+    key = f"{scene.name}-half-way"
+    promoted = sdk.jobs.wait(sdk.artifacts.promote(checkpoint.id, {MODEL: key}), timeout_s=100)
+    assert promoted.status == "COMPLETED", promoted.error
+    sdk.jobs.cancel(job.id)
+    assert sdk.jobs.delete(job.id)
+    model = sdk.models.get(key)
+    assert model is not None
+    assert model.is_adapter
+    assert sdk.models.delete(key)
+    assert sdk.recipes.delete("half-way")
 
 
 def evaluation(sdk: Adaptive, scene: Scene) -> None:

@@ -39,6 +39,22 @@ async def main(config: Config, ctx: RecipeContext):
     EvaluationArtifact("worth", ctx).add_samples([EvalSample(EvalSampleInteraction(thread, "tiny"), [grade], "rows")])
     print("reported")
 """
+HALF_WAY = """
+import asyncio, uuid
+from harmonia.client.parameters import Model
+from harmonia.client.recipe import InputConfig, RecipeContext, recipe_main
+
+class Config(InputConfig):
+    model: Model
+
+@recipe_main
+async def main(config: Config, ctx: RecipeContext):
+    model = await (await config.model.to_builder(ctx)).with_adapter(rank=2).spawn_train("pupil", 64)
+    name = await model.save(f"checkpoints/{ctx.job.job_id}/checkpoint-50")
+    ctx.job.report_checkpoint(str(uuid.uuid4()), 1, 50.0, {"tiny": name}, {}, "learn")
+    await asyncio.sleep(600)
+"""
+"""What trainers do at a checkpoint."""
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
     chat_template_kwargs: dict[str, JsonValue] | None = None
     """Further variables of the model's chat template."""
     system_prompt_args: dict[str, JsonValue] | None = None
-    """Refused unless empty: this server has no system-prompt templates yet."""
+    """Fills the system prompt that a project keeps for its model; refused where there is none."""
     use_tools: bool | None = None
     """Accepted without effect: no tools are registered on this server."""
     reasoning_effort: str | None = None

@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from harmonia.client.data import PrebuiltConfigKey
 from harmonia.errors import InvalidRequestError
+from harmonia.graders.judges.prebuilt import CRITERIA
 from harmonia.threads import StringThread
 
 JUDGE, PREBUILT, REMOTE, CUSTOM, FUNCTION = "JUDGE", "PREBUILT", "REMOTE", "CUSTOM", "FUNCTION"
 
 PREBUILT_CRITERIA = {
-    "FAITHFULNESS": ("Faithfulness", "The answer says nothing that the context it was given does not support."),
-    "ANSWER_RELEVANCY": ("Answer relevancy", "The answer addresses what was asked, without leaving off or digressing."),
-    "CONTEXT_RELEVANCY": ("Context relevancy", "The context that was given helps to answer what was asked."),
+    "FAITHFULNESS": CRITERIA[PrebuiltConfigKey.Faithfulness],
+    "ANSWER_RELEVANCY": CRITERIA[PrebuiltConfigKey.AnswerRelevancy],
+    "CONTEXT_RELEVANCY": CRITERIA[PrebuiltConfigKey.ContextRelevancy],
 }
-"""By key: a name, and what is judged."""
+"""By the key that the wire has for them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,15 +211,12 @@ class Graders:
         return graded
 
     async def grade_all(self, grader: Grader, threads: Sequence[StringThread]) -> list[Graded]:
-        """The grades of many, in order. A function that fails on one conversation goes on with the next; the error of a
-        server outside is raised.
-        """
+        """The grades of many, in order, or why there is none. InvalidRequestError for what only a recipe can run."""
         if grader.kind == FUNCTION:
             outcomes = await self._sandbox.grade(grader.key, grader.config["source_code"], threads)
             return [_graded(grader.key, item.score, item.error, item.ignored) for item in outcomes]
         if grader.kind == REMOTE:
-            rewards = await self.remote.score(grader.key, grader.config["url"], threads)
-            return [Grade(reward, grader.key, reasoning) for reward, reasoning in rewards]
+            return await self.remote.score(grader.key, grader.config["url"], threads)
         if grader.kind in (JUDGE, PREBUILT):
             return await self._judges.grade(grader, await self._judge(grader), threads)
         raise InvalidRequestError(

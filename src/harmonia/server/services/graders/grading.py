@@ -34,13 +34,15 @@ MAX_AT_ONCE = 200
 class Verdict:
     """What a grader made of a conversation: a score, or why there is none.
 
-    error: the grader failed; ignored: it left the conversation out. score_id: of the score that was stored.
+    error: the grader failed, and `code` is the name of its error as `harmonia.errors` has it; ignored: it left the
+    conversation out. score_id: of the score that was stored.
     """
 
     completion_id: uuid.UUID | None
     value: float | None = None
     reasoning: str | None = None
     error: str | None = None
+    code: str | None = None
     ignored: bool = False
     score_id: uuid.UUID | None = None
 
@@ -107,7 +109,7 @@ class Grading:
         try:
             value = checked_value(metric, graded.value)
         except InvalidRequestError as error:
-            return Verdict(completion_id, error=error.message)
+            return Verdict(completion_id, error=error.message, code=error.code)
         earlier = delete(DirectScore).where(
             DirectScore.completion_id == completion_id,
             DirectScore.metric_id == metric.id,
@@ -147,4 +149,4 @@ def _verdict(completion_id: uuid.UUID | None, graded: Graded) -> Verdict:
         return Verdict(completion_id, graded.value, graded.reasoning)
     if isinstance(graded, IgnoreGradeException):
         return Verdict(completion_id, error=graded.message, ignored=True)
-    return Verdict(completion_id, error=graded.message)
+    return Verdict(completion_id, error=graded.message, code=graded.code)

@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
+from harmonia.client.grades import Grade
 from harmonia.config.control import Graders
-from harmonia.errors import InvalidRequestError, UnavailableError
+from harmonia.errors import HarmoniaError, InvalidRequestError, UnavailableError
 from harmonia.server.services.outbound import Answer, Outbound, OutboundError
 from harmonia.threads import StringThread
 
@@ -23,6 +24,8 @@ _FIRST_WAIT_S = 0.25
 _AT_ONCE = 8
 """Batches that are on their way at the same time."""
 _JSON = {"content-type": "application/json"}
+_REFUSALS = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY})
+"""What servers answer to a conversation that they do not take."""
 
 
 class ServerInfo(msgspec.Struct, frozen=True):
@@ -89,24 +92,33 @@ class RemoteGraders:
             raise _wrong(name, f"what it wants to know of a record is no JSON schema: {found!r:.80}")
         return found
 
-    async def score(self, name: str, url: str, threads: Sequence[StringThread]) -> list[tuple[float, str | None]]:
-        """The reward of each conversation and what the server added to it. name: the grader, for messages.
+    async def score(self, name: str, url: str, threads: Sequence[StringThread]) -> list[Grade | HarmoniaError]:
+        """The reward of each conversation with what the server added to it, or why there is none.
 
-        InvalidRequestError if the server answers otherwise than it should, UnavailableError if it does not answer.
+        InvalidRequestError: the server answers otherwise than it should, or refuses the conversation; UnavailableError:
+        it does not answer. name: the grader.
         """
         size = self._settings.remote_batch
         batches = [threads[start : start + size] for start in range(0, len(threads), size)]
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._batch(name, url, batch)) for batch in batches]
-        except* (InvalidRequestError, UnavailableError) as errors:
-            raise errors.exceptions[0] from None
-        return [reward for task in tasks for reward in task.result()]
+        found = await asyncio.gather(*(self._batch(name, url, batch) for batch in batches))
+        return [reward for batch in found for reward in batch]
 
-    async def _batch(self, name: str, url: str, threads: Sequence[StringThread]) -> list[tuple[float, str | None]]:
-        requests = [_request(thread) for thread in threads]
+    async def _batch(self, name: str, url: str, threads: Sequence[StringThread]) -> list[Grade | HarmoniaError]:
+        try:
+            return [*await self._rewards(name, url, threads)]
+        except _RefusedError as refusal:
+            if len(threads) == 1:
+                return [_wrong(name, str(refusal))]
+        except (InvalidRequestError, UnavailableError) as error:
+            return [error] * len(threads)
+        # A server refuses a batch as a whole; asked for each alone, it says which conversations it means.
+        found = await asyncio.gather(*(self._batch(name, url, [thread]) for thread in threads))
+        return [reward for alone in found for reward in alone]
+
+    async def _rewards(self, name: str, url: str, threads: Sequence[StringThread]) -> list[Grade]:
+        content = json.dumps({"requests": [_request(thread) for thread in threads]}).encode()
         async with self._slots:
-            answer = await self._patiently(name, f"{url}/batch_score", json.dumps({"requests": requests}).encode())
+            answer = await self._patiently(name, f"{url}/batch_score", content)
         try:
             rewards = msgspec.json.decode(answer.body, type=_Rewards).responses
         except msgspec.DecodeError as error:
@@ -116,7 +128,7 @@ class RemoteGraders:
         for item in rewards:
             if not math.isfinite(item.reward):
                 raise _wrong(name, f"it gave the reward {item.reward}")
-        return [(item.reward, json.dumps(item.metadata) if item.metadata else None) for item in rewards]
+        return [Grade(item.reward, name, json.dumps(item.metadata) if item.metadata else None) for item in rewards]
 
     async def _patiently(self, name: str, url: str, content: bytes) -> Answer:
         wait_s = _FIRST_WAIT_S
@@ -124,6 +136,8 @@ class RemoteGraders:
             try:
                 return await self._outbound.ask("POST", url, content=content, headers=_JSON)
             except OutboundError as error:
+                if error.status in _REFUSALS:
+                    raise _RefusedError(str(error)) from error
                 if not error.is_passing:
                     raise _wrong(name, str(error)) from error
                 if attempt == _ATTEMPTS - 1:
@@ -135,6 +149,10 @@ class RemoteGraders:
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))
             wait_s *= 2
         raise AssertionError("the last attempt returns or raises")
+
+
+class _RefusedError(Exception):
+    """The server takes none of what it was sent."""
 
 
 def _wrong(name: str, what: str) -> InvalidRequestError:

@@ -15,6 +15,7 @@ from harmonia.router.router import LOADING_RETRY_S
 from harmonia.server.db.abtests import AbCampaign
 from harmonia.server.db.database import Database
 from harmonia.server.db.models import Model, ModelService
+from harmonia.server.db.prompts import SystemPromptTemplate
 from harmonia.server.services.abtests.abtests import RUNNING, ABTests
 from harmonia.server.services.access import ProjectAccess
 from harmonia.server.services.models.models import EXTERNAL
@@ -27,6 +28,7 @@ class AskedService(NamedTuple):
     key: str
     max_ttft_ms: int | None
     desired_online: bool
+    num_draft_steps: int | None
 
 
 class AskedModel(NamedTuple):
@@ -40,6 +42,7 @@ class AskedModel(NamedTuple):
     compute: dict[str, Any]
     external: dict[str, Any] | None
     secret: str | None
+    num_draft_steps: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,8 @@ class Chosen:
     access: ProjectAccess
     service: AskedService
     model: AskedModel
+    system_prompt: str | None = None
+    """The template with which its chats begin."""
     campaign_id: uuid.UUID | None = None
     """The A/B test that chose it."""
 
@@ -113,9 +118,9 @@ class Inference:
         raise UnavailableError(f"{chosen.name} is still loading", retry_after_s=LOADING_RETRY_S)
 
 
-def _chosen(access: ProjectAccess, row: Row[Any], campaign_id: uuid.UUID | None = None) -> Chosen:
+def _chosen(access: ProjectAccess, row: Row[*tuple[Any, ...]], campaign_id: uuid.UUID | None = None) -> Chosen:
     service, model = row[:_SERVICE_FIELDS], row[_SERVICE_FIELDS : _SERVICE_FIELDS + len(AskedModel._fields)]
-    return Chosen(access, AskedService(*service), AskedModel(*model), campaign_id)
+    return Chosen(access, AskedService(*service), AskedModel(*model), row.template, campaign_id)
 
 
 def _key_values(access: ProjectAccess, model: str) -> dict[str, object]:
@@ -131,8 +136,10 @@ _IN_PROJECT = (
     select(
         *(getattr(ModelService, name) for name in AskedService._fields),
         *(getattr(Model, name) for name in AskedModel._fields),
+        SystemPromptTemplate.template,
     )
     .join_from(ModelService, Model, Model.id == ModelService.model_id)
+    .outerjoin(SystemPromptTemplate, SystemPromptTemplate.id == ModelService.system_prompt_id)
     .where(ModelService.project_id == bindparam("project_id"), ModelService.deleted_at.is_(None))
 )
 _WANTED_ID = cast(bindparam("wanted_id", type_=Uuid), Uuid)

@@ -34,9 +34,11 @@ class Interaction:
     labels: Mapping[str, str] = field(default_factory=dict)
     parameters: Mapping[str, Any] | None = None
     timings: Mapping[str, Any] | None = None
-    """Milliseconds, such as `ttft_ms`."""
+    """Milliseconds, such as `ttft_ms`; and `spec_dec_acceptance_rate`, the share of a draft's proposals that was
+    right, where one proposed tokens to this answer."""
     usage: Mapping[str, int] | None = None
-    """`prompt_tokens`, `completion_tokens` and `total_tokens`."""
+    """`prompt_tokens`, `completion_tokens` and `total_tokens`; where a draft proposed tokens to this answer,
+    `accepted_prediction_tokens` and `rejected_prediction_tokens`, too."""
     created_by: uuid.UUID | None = None
     ab_campaign_id: uuid.UUID | None = None
     source: str = "LIVE"
@@ -99,6 +101,8 @@ def rows_of(item: Interaction) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "parameters": None if item.parameters is None else dict(item.parameters),
         "timings": None if item.timings is None else dict(item.timings),
         "usage": None if item.usage is None else dict(item.usage),
+        "prompt_tokens": (item.usage or {}).get("prompt_tokens"),
+        "completion_tokens": (item.usage or {}).get("completion_tokens"),
     }
     labels = [
         {"completion_id": item.id, "key": _storable(key), "value": _storable(value)}

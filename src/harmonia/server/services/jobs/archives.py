@@ -8,7 +8,7 @@ import lzma
 import stat
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from harmonia.errors import InvalidRequestError
@@ -58,6 +58,30 @@ def read_upload(name: str, content: bytes) -> Files:
     except UnicodeDecodeError as error:
         raise InvalidRequestError(f"{name!r} is no Python file: {error}", field="file") from error
     return {file_name: content}
+
+
+def patched(files: Files, uploads: Iterable[tuple[str, bytes]], gone: Iterable[str]) -> Files:
+    """Files with others added or in their place, by path, and without those that are `gone`.
+
+    `InvalidRequestError` for paths that lead out of the folder or that are not there to be removed, and for too much.
+    """
+    gone = set(gone)
+    missing = sorted(gone - files.keys())
+    if missing:
+        raise InvalidRequestError(
+            f"there is no file {missing[0]!r} to delete; there is {', '.join(sorted(files))}", field="filesToDelete"
+        )
+    kept = {path: content for path, content in files.items() if path not in gone}
+    kept |= {_checked_path(name): content for name, content in uploads}
+    size = sum(map(len, kept.values()))
+    if len(kept) > MAX_FILES or size > MAX_CONTENT_BYTES:
+        raise InvalidRequestError(
+            f"the recipe would have {len(kept)} files of {size} bytes together, at most {MAX_FILES} of "
+            f"{MAX_CONTENT_BYTES} may be",
+            field="files",
+        )
+    _require_folder(kept, "the recipe")
+    return kept
 
 
 def pack(files: Files) -> bytes:
@@ -114,12 +138,17 @@ def _read_zip(name: str, content: bytes) -> Files:
                     )
     except _UNREADABLE as error:
         raise InvalidRequestError(f"{name!r} is no zip that can be read: {error}", field="file") from error
+    _require_folder(files, repr(name))
+    return files
+
+
+def _require_folder(files: Files, name: str) -> None:
+    """That the files can stand in one folder."""
     if not files:
-        raise InvalidRequestError(f"{name!r} is empty", field="file")
+        raise InvalidRequestError(f"{name} is empty", field="file")
     both = files.keys() & {str(folder) for path in files for folder in PurePosixPath(path).parents}
     if both:
-        raise InvalidRequestError(f"{min(both)!r} in {name!r} is a file and a folder; zip it anew", field="file")
-    return files
+        raise InvalidRequestError(f"{min(both)!r} in {name} is a file and a folder; rename one", field="file")
 
 
 def _require_file(info: zipfile.ZipInfo) -> None:

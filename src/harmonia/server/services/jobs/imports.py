@@ -30,6 +30,7 @@ from harmonia.server.db.models import ComputePool, Model, ModelImport
 from harmonia.server.services import processes
 from harmonia.server.services.access import Caller, by_id_or_key, require_anywhere
 from harmonia.server.services.audit import record
+from harmonia.server.services.jobs.claims import claim, still_runs
 from harmonia.server.services.jobs.files import JobFiles
 from harmonia.server.services.keys import checked_key, checked_name, key_from
 from harmonia.server.services.models.models import Models, NewModel, registry_entry, require_free_key
@@ -175,7 +176,7 @@ class HubImports:
         async with self._slots:
             error: str | None = None
             try:
-                if await self._claim(item):
+                if await claim(self._database, item.job_id, ACTIVE):  # an earlier server may have had it
                     await self._bring(item)
             except HarmoniaError as failure:
                 error = failure.message
@@ -186,22 +187,12 @@ class HubImports:
                 error = "the server met an error of its own while it imported the model; its log has the trace"
             await self._settle(item, error)
 
-    async def _claim(self, item: ModelImport) -> bool:
-        """Whether nobody has canceled it."""
-        started = update(Job).where(Job.id == item.job_id, Job.status.in_(ACTIVE))
-        async with self._database.begin() as session:
-            found = await session.execute(started.values(status="RUNNING").returning(Job.id))
-            await session.execute(
-                update(Job).where(Job.id == item.job_id, Job.started_at.is_(None)).values(started_at=now_ms())
-            )
-            return found.first() is not None
-
     async def _bring(self, item: ModelImport) -> None:
         folder = registry_entry(self._incoming, item.key)
         target = registry_entry(self._config.registry, item.key)
         if not target.exists():  # else it had come that far when an earlier server ended
             await self._download(item, folder)
-            if not await self._still_wanted(item):
+            if not await still_runs(self._database, item.job_id):
                 return
             await inspect_model(str(folder), self._config.registry)
             await asyncio.to_thread(folder.rename, target)
@@ -245,11 +236,6 @@ class HubImports:
             await asyncio.gather(reading, return_exceptions=True)
         telling.check()
 
-    async def _still_wanted(self, item: ModelImport) -> bool:
-        async with self._database.read() as session:
-            status = (await session.execute(select(Job.status).where(Job.id == item.job_id))).scalar_one()
-        return status == "RUNNING"
-
     async def _note(self, item: ModelImport, folder: Path, total: int | None) -> bool:
         """Write how far it is; false when it is not wanted any longer."""
         if total is not None:
@@ -258,7 +244,7 @@ class HubImports:
             async with self._database.begin() as session:
                 await session.execute(stage.values(total=total, processed=done))
                 await session.execute(stage.where(JobStage.started_at.is_(None)).values(started_at=now_ms()))
-        return await self._still_wanted(item)
+        return await still_runs(self._database, item.job_id)
 
     async def _settle(self, item: ModelImport, error: str | None) -> None:
         """Note the end, forget the token, and clear away what was canceled."""

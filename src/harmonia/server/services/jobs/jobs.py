@@ -137,7 +137,7 @@ class Jobs:
             await session.flush()
             record(session, caller, "job.create", f"job/{job.id}", recipe=recipe.key, project=access.project_key)
         self._runner.wake()
-        return await self._info(job)
+        return await self.info(job)
 
     async def all(
         self, caller: Caller, wish: JobWish, page: PageWish, orders: Sequence[Order]
@@ -161,7 +161,7 @@ class Jobs:
         async with self._database.read() as session:
             query = select(Job).where(Job.id == job_id, Job.deleted_at.is_(None), _may_see(caller))
             job = (await session.execute(query)).scalar_one_or_none()
-        return None if job is None else await self._info(job)
+        return None if job is None else await self.info(job)
 
     async def cancel(self, caller: Caller, job_id: uuid.UUID) -> JobInfo:
         """End a job; its process is stopped and its devices are free soon after. Nothing happens to a canceled one."""
@@ -174,7 +174,7 @@ class Jobs:
                 record(session, caller, "job.cancel", f"job/{job_id}")
                 await announce_job(session, self._notifications, job)
         await self._runner.cancel(job_id)
-        return await self._info(job)
+        return await self.info(job)
 
     async def rename(self, caller: Caller, job_id: uuid.UUID, name: str | None) -> JobInfo:
         """None leaves the name."""
@@ -183,7 +183,7 @@ class Jobs:
             if name is not None:
                 job.name = checked_name(name)
                 record(session, caller, "job.rename", f"job/{job_id}", name=name)
-        return await self._info(job)
+        return await self.info(job)
 
     async def delete(self, caller: Caller, job_id: uuid.UUID) -> None:
         """Show a job that has ended no longer, and remove its files, its checkpoints among them. Models stay."""
@@ -250,7 +250,8 @@ class Jobs:
             await require_anywhere(session, caller, "model:create")
         return job
 
-    async def _info(self, job: Job) -> JobInfo:
+    async def info(self, job: Job) -> JobInfo:
+        """With what belongs to it, for who may see it."""
         return (await self._infos([job]))[0]
 
     async def _infos(self, jobs: Sequence[Job]) -> list[JobInfo]:

@@ -84,7 +84,8 @@ class JobProcess:
         self._files.drop_requests(job_id)
         log_file = _Log(self._files.log(job_id), self._config.jobs.max_log_bytes)
         with log_file as log, tracing.root("job", self._told()):
-            fleet = LocalFleet(log.line, environment={JOB_ID: str(job_id)})
+            silence_s = self._config.http_client.max_silence_secs
+            fleet = LocalFleet(log.line, environment={JOB_ID: str(job_id)}, max_silence_s=silence_s)
             try:
                 if not await self._start_worker(fleet):
                     return None

@@ -6,7 +6,7 @@ import ast
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,9 +22,9 @@ from harmonia.server.db.database import Database
 from harmonia.server.db.jobs import Job
 from harmonia.server.db.people import User
 from harmonia.server.db.recipes import Recipe, RecipeCode
-from harmonia.server.services.access import Caller, by_id_or_key, require_in_project
+from harmonia.server.services.access import Caller, by_id_or_key, require_in_project, require_somewhere
 from harmonia.server.services.audit import record
-from harmonia.server.services.jobs.archives import Files, content_hash, pack, read_upload, unpack
+from harmonia.server.services.jobs.archives import Files, content_hash, pack, patched, read_upload, unpack
 from harmonia.server.services.jobs.recipe_probe import RecipeProbe
 from harmonia.server.services.keys import checked_key, key_from
 
@@ -168,49 +168,88 @@ class Recipes:
         """A recipe of a project; its code is imported, in a process of its own, to see what it takes."""
         await self._require(caller, project)
         name = (wish.name or "").strip() or PurePosixPath(upload.name).stem
-        key = checked_key(key) if key else key_from(name)
-        if await self._find_built_in(key) is not None:
-            raise InvalidRequestError(f"{key!r} is the key of a built-in recipe; choose another", field="key")
-        row = Recipe(key=key, name=_checked_name(name), description=wish.description or "")
+        row = Recipe(key=await self._free_key(key, name), name=_checked_name(name), description=wish.description or "")
         row.labels = _checked_labels(wish.labels or ())
         files = await asyncio.to_thread(read_upload, upload.name, upload.content)
         await self._set_code(row, files, wish)
-        async with self._database.begin() as session:
-            access = await require_in_project(session, caller, project, "project:adapt")
-            if await _row(session, access.project_id, key) is not None:
-                raise InvalidRequestError(f"the key {key!r} is taken; choose another, or update that one", field="key")
-            row.project_id, row.created_by = access.project_id, caller.user_id
-            await _keep_code(session, row.content_hash, files)
-            session.add(row)
-            record(session, caller, "recipe.create", f"recipe/{key}", project=access.project_key)
-            await session.flush()
-            return _info(row, await session.get(User, caller.user_id))
+        return await self._add(caller, project, row, files)
 
     async def update(
         self, caller: Caller, project: str, recipe: str, change: RecipeChange, upload: Upload | None
     ) -> RecipeInfo:
         """Change what is given. Jobs that exist keep the code that they were made with."""
+        if upload is not None:
+            return await self._change(
+                caller, project, recipe, change, lambda _: read_upload(upload.name, upload.content)
+            )
+        is_read_anew = change.entrypoint is not None or change.config_entrypoint is not None
+        return await self._change(caller, project, recipe, change, dict if is_read_anew else None)
+
+    async def patch(
+        self, caller: Caller, project: str, recipe: str, uploads: Sequence[Upload], gone: Sequence[str] = ()
+    ) -> RecipeInfo:
+        """Add or replace files, each named by its path in the recipe, and remove those that are `gone`."""
+        if not uploads and not gone:
+            raise InvalidRequestError("give files to add or to replace, or paths to delete", field="files")
+        named = [(upload.name, upload.content) for upload in uploads]
+        return await self._change(caller, project, recipe, RecipeChange(), lambda files: patched(files, named, gone))
+
+    async def duplicate(
+        self, caller: Caller, project: str, recipe: str, key: str | None, wish: RecipeChange
+    ) -> RecipeInfo:
+        """A copy to be changed, of a built-in recipe too. Without a name it is called as the other, with `(copy)`."""
+        await self._require(caller, project)
+        source = await self.find(caller, project, recipe)
+        if source is None:
+            raise _not_found(recipe)
+        name = _checked_name(wish.name or f"{source.name} (copy)")
+        files = await self.contents(source.content_hash)
+        row = Recipe(
+            key=await self._free_key(key, name),
+            name=name,
+            description=source.description if wish.description is None else wish.description,
+            labels=[list(label) for label in source.labels],
+            content_hash=source.content_hash,
+            files=sorted(source.files),
+            entrypoint=source.entrypoint,
+            config_entrypoint=source.config_entrypoint,
+            json_schema=dict(source.json_schema),
+        )
+        return await self._add(caller, project, row, files)
+
+    async def parse(self, caller: Caller, text: str) -> dict[str, Any]:
+        """The JSON schema of the input of a recipe of one file, which is not kept; needs `project:adapt` somewhere."""
+        async with self._database.read() as session:
+            await require_somewhere(session, caller, "project:adapt")
+        return await self.probe.schema(read_upload(ENTRYPOINT, text.encode("utf-8", "replace")), ENTRYPOINT)
+
+    async def _change(
+        self,
+        caller: Caller,
+        project: str,
+        recipe: str,
+        change: RecipeChange,
+        rewrite: Callable[[Files], Files] | None,
+    ) -> RecipeInfo:
+        """rewrite: makes the new files of those that there are, in a thread; None: the code stays."""
         await self._require(caller, project)
         before = await self.find(caller, project, recipe)
         if before is None:
             raise _not_found(recipe)
         _require_own(before)
         code = Recipe(entrypoint=before.entrypoint, config_entrypoint=before.config_entrypoint)
-        is_new_code = upload is not None or change.entrypoint is not None or change.config_entrypoint is not None
         files: Files = {}
-        if is_new_code:
-            files = (
-                await self.contents(before.content_hash)
-                if upload is None
-                else await asyncio.to_thread(read_upload, upload.name, upload.content)
-            )
+        if rewrite is not None:
+            files = await asyncio.to_thread(rewrite, await self.contents(before.content_hash))
             await self._set_code(code, files, change)
         async with self._database.begin() as session:
             access = await require_in_project(session, caller, project, "project:adapt")
             row = await _row(session, access.project_id, str(before.id))
             if row is None:
                 raise _not_found(recipe)
-            if is_new_code:
+            if rewrite is not None:
+                if row.content_hash != before.content_hash:
+                    raise InvalidRequestError(f"{row.key!r} got other code meanwhile; look at it, and try again")
                 await _keep_code(session, code.content_hash, files)
                 row.content_hash, row.files, row.json_schema = code.content_hash, code.files, code.json_schema
                 row.entrypoint, row.config_entrypoint = code.entrypoint, code.config_entrypoint
@@ -238,6 +277,28 @@ class Recipes:
         """Keep the code of a built-in recipe as well, for a job that will run it in this version."""
         if info.project_id is None:
             await _keep_code(session, info.content_hash, await self.contents(info.content_hash))
+
+    async def _free_key(self, key: str | None, name: str) -> str:
+        """A key that no built-in recipe has. None makes one of the name."""
+        key = checked_key(key) if key else key_from(name)
+        if await self._find_built_in(key) is not None:
+            raise InvalidRequestError(f"{key!r} is the key of a built-in recipe; choose another", field="key")
+        return key
+
+    async def _add(self, caller: Caller, project: str, row: Recipe, files: Files) -> RecipeInfo:
+        """Keep a new recipe with its code."""
+        async with self._database.begin() as session:
+            access = await require_in_project(session, caller, project, "project:adapt")
+            if await _row(session, access.project_id, str(row.key)) is not None:
+                raise InvalidRequestError(
+                    f"the key {row.key!r} is taken; choose another, or update that one", field="key"
+                )
+            row.project_id, row.created_by = access.project_id, caller.user_id
+            await _keep_code(session, row.content_hash, files)
+            session.add(row)
+            record(session, caller, "recipe.create", f"recipe/{row.key}", project=access.project_key)
+            await session.flush()
+            return _info(row, await session.get(User, caller.user_id))
 
     async def _require(self, caller: Caller, project: str) -> None:
         """Before anything costly."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -23,6 +23,7 @@ from harmonia.server.db.people import ApiKey
 from harmonia.server.db.projects import Project
 from harmonia.server.services import processes
 from harmonia.server.services.access import key_row, new_api_key
+from harmonia.server.services.jobs.claims import claim, still_runs
 from harmonia.server.services.jobs.files import JobFiles
 from harmonia.server.services.jobs.process import JOB_ID, JobProcess, Launch
 from harmonia.server.services.models.allotments import Allotments
@@ -195,7 +196,7 @@ class JobRunner:
             elif (devices := self._allotments.take(job.id, pool, job.num_gpus)) is None:
                 full.add(pool)
                 self._tell_wait(job)
-            elif await self._claim(job):
+            elif await claim(self._database, job.id):
                 self._tasks[job.id] = asyncio.create_task(self._work(job, devices))
             else:
                 self._allotments.release(job.id)
@@ -225,17 +226,6 @@ class JobRunner:
         held = ", ".join(item.name for item in self._allotments.holdings(str(job.compute_pool))) or "earlier jobs"
         self.files.note(job.id, f"waits for {job.num_gpus} of the devices of pool {job.compute_pool}, held by {held}")
 
-    async def _claim(self, job: Job) -> bool:
-        """Whether it still waits, and now is ours."""
-        async with self._database.begin() as session:
-            found = await session.execute(
-                update(Job)
-                .where(Job.id == job.id, Job.status == "PENDING")
-                .values(status="RUNNING", started_at=func.coalesce(Job.started_at, now_ms()))
-                .returning(Job.id)
-            )
-            return found.first() is not None
-
     async def _work(self, job: Job, devices: tuple[Device, ...]) -> None:
         """One job from its start to its end, whatever happens."""
         error: str | None = None
@@ -244,7 +234,7 @@ class JobRunner:
             process = self._running[job.id] = JobProcess(self._config, launch, self.files)
             if self._is_stopping:
                 process.put_off()
-            if await self._still_runs(job):
+            if await still_runs(self._database, job.id):
                 error = await process.run()
         except HarmoniaError as failure:
             error = failure.message
@@ -260,12 +250,6 @@ class JobRunner:
             self._running.pop(job.id, None)
             self._tasks.pop(job.id, None)
             self._allotments.release(job.id)
-
-    async def _still_runs(self, job: Job) -> bool:
-        """Whether nobody has canceled it since it was claimed."""
-        async with self._database.read() as session:
-            status = (await session.execute(select(Job.status).where(Job.id == job.id))).scalar_one()
-        return status == "RUNNING"
 
     async def _settled(self, job: Job, error: str | None) -> bool:
         """Whether the end of a job could be noted, be it to begin again or because it has not told of it itself."""

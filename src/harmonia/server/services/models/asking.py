@@ -13,7 +13,7 @@ from harmonia.protocol.sampling import SamplingParams
 from harmonia.router import ELSEWHERE, Attempts, Router
 from harmonia.server.db.models import Model
 from harmonia.server.services.models.external import PROVIDERS, ExternalModels
-from harmonia.server.services.models.models import EXTERNAL
+from harmonia.server.services.models.models import EXTERNAL, num_proposals
 from harmonia.threads import StringThread
 
 _AT_ONCE = 16
@@ -51,6 +51,7 @@ class Asking:
             sampling=SamplingParams(temperature=0.0, max_tokens=max_tokens),
             constraint=Constraint(kind="json_schema", source=schema or "") if is_held else None,
             stream=False,
+            num_draft_steps=num_proposals(model.kind, model.num_draft_steps, None),
         )
         async with self._slots:
             try:

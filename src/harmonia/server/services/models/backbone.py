@@ -83,8 +83,9 @@ class Backbone:
 
     @property
     def is_online(self) -> bool:
-        """Whether it answers."""
-        return self._observed_base().online == "ONLINE"
+        """Whether it answers, and what is beside it too, as far as it can."""
+        observed = self.observed()
+        return bool(observed) and observed[self._key].online == "ONLINE" and PENDING not in observed.values()
 
     def want(self, wanted: Wanted | None) -> None:
         """Run it like this from now on; None: not at all."""
@@ -168,7 +169,7 @@ class Backbone:
         elif wanted.config != self._refused:
             await self._replace(wanted)
         if self._replica is not None and self._router.find(self._replica) is not None:
-            await self._match_adapters(wanted.adapters)
+            await self._match_adapters(self._replica, wanted.adapters)
 
     async def _begin(self, wanted: Wanted) -> None:
         """The first worker."""
@@ -182,7 +183,7 @@ class Backbone:
         assert self._replica is not None
         assert self._config is not None
         before, old = Wanted(self._config, wanted.adapters), self._replica
-        failure = await self._try(wanted)
+        failure = await self._try(wanted, wanted.adapters)
         if failure is None:
             self._leave_replica(old, DRAIN_S)
             return
@@ -207,8 +208,11 @@ class Backbone:
             return False
         return needed <= available + held
 
-    async def _try(self, wanted: Wanted) -> WorkerFailure | None:
-        """Start a worker and make it the one that serves; why not, if it refuses."""
+    async def _try(self, wanted: Wanted, first: Mapping[str, str] | None = None) -> WorkerFailure | None:
+        """Start a worker and make it the one that serves; why not, if it refuses.
+
+        first: adapters that it must have by then, since another worker serves them until it takes over.
+        """
         replica = await self._fleet.start(wanted.config)
         self._tell()
         target = self._wanted
@@ -217,6 +221,8 @@ class Backbone:
                 await self._wait()
                 if self._wanted is None or target is None or self._wanted.config != target.config:
                     raise _OutdatedError
+            if failure is None and first is not None:
+                await self._match_adapters(replica, first)
         except BaseException:
             self._leave_replica(replica, 0.0)
             raise
@@ -246,16 +252,15 @@ class Backbone:
                 return status.failure or WorkerFailure(code="worker_lost", message="the worker ended without a word")
         return None
 
-    async def _match_adapters(self, wanted: Mapping[str, str]) -> None:
-        assert self._replica is not None
-        worker = self._router.find(self._replica)
+    async def _match_adapters(self, replica: str, wanted: Mapping[str, str]) -> None:
+        worker = self._router.find(replica)
         assert worker is not None
         loaded = {model.key for model in worker.description.models if model.parent == self._key}
         for key in loaded - wanted.keys():
-            await self._router.unload_adapter(key, self._replica)
+            await self._router.unload_adapter(key, replica)
         for key in [key for key in wanted if key not in loaded and key not in self._refused_adapters]:
             try:
-                await self._router.load_adapter(key, wanted[key], self._key, self._replica)
+                await self._router.load_adapter(key, wanted[key], self._key, replica)
             except (InvalidRequestError, InsufficientMemoryError) as error:
                 log.error("adapter %s: %s", key, error)
                 self._refused_adapters[key] = error.message

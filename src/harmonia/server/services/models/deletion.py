@@ -24,7 +24,7 @@ from harmonia.server.db.models import Model, ModelService
 from harmonia.server.db.projects import Project
 from harmonia.server.services.access import Caller, require_anywhere
 from harmonia.server.services.audit import record
-from harmonia.server.services.models.models import named_model, registry_entry
+from harmonia.server.services.models.models import ADAPTER, DRAFT, named_model, registry_entry
 
 log = get_logger(__name__)
 
@@ -56,8 +56,8 @@ class Deletion:
     async def delete(self, caller: Caller, model: str) -> None:
         """Delete a model for everybody, and its files if a job made or brought them.
 
-        Errors: InvalidRequestError naming who uses it: projects that want it online, jobs, adapters, graders, and other
-        models that are made of the same files. Interactions keep its name.
+        Errors: InvalidRequestError naming who uses it: projects that want it online, jobs, adapters, drafts, graders,
+        and other models that are made of the same files. Interactions keep its name.
         """
         async with self._database.begin() as session:
             await require_anywhere(session, caller, "model:update")
@@ -122,7 +122,7 @@ async def _users(session: AsyncSession, model: Model) -> list[str]:
         .where(Project.archived_at.is_(None))
         .order_by(Project.key)
     )
-    adapters = select(Model.key).where(Model.backbone_id == model.id, Model.deleted_at.is_(None)).order_by(Model.key)
+    upon = select(Model.key).where(Model.backbone_id == model.id, Model.deleted_at.is_(None)).order_by(Model.key)
     sharing = select(Model.key).where(Model.source == model.source, Model.id != model.id, Model.deleted_at.is_(None))
     graders = (
         select(Project.key, Grader.key)
@@ -132,7 +132,12 @@ async def _users(session: AsyncSession, model: Model) -> list[str]:
     )
     found: dict[str, Iterable[object]] = {
         "it is deployed in {}; terminate it first": (await session.execute(wanting)).scalars(),
-        "it is the base of the adapters {}; delete them first": (await session.execute(adapters)).scalars(),
+        "it is the base of the adapters {}; delete them first": (
+            await session.execute(upon.where(Model.kind == ADAPTER))
+        ).scalars(),
+        "it answers for the drafts {}; delete them first": (
+            await session.execute(upon.where(Model.kind == DRAFT))
+        ).scalars(),
         "jobs {} use it; wait for them, or cancel them": await _jobs(session, model),
         "graders {} judge with it; give them another": [f"{a}/{b}" for a, b in (await session.execute(graders)).all()],
     }

@@ -11,6 +11,7 @@ from sqlalchemy import or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from harmonia.errors import EntityNotFoundError, HarmoniaError, InvalidRequestError, UnavailableError
+from harmonia.protocol.instances import MAX_DRAFT_STEPS
 from harmonia.server.db.base import now_ms
 from harmonia.server.db.database import Database
 from harmonia.server.db.models import ComputePool, Model, ModelService
@@ -26,10 +27,10 @@ from harmonia.server.services.access import (
 from harmonia.server.services.audit import record
 from harmonia.server.services.keys import checked_name
 from harmonia.server.services.models.deletion import Deletion
-from harmonia.server.services.models.models import EXTERNAL, named_model
+from harmonia.server.services.models.models import ADAPTER, DRAFT, EXTERNAL, named_model
 from harmonia.server.services.models.serving import Serving
+from harmonia.server.services.models.system_prompts import template_of
 
-MAX_DRAFT_STEPS = 8
 PERMISSION = "project:infer"
 """To ask models."""
 
@@ -60,6 +61,8 @@ class ServiceChanges:
     name: str | None = None
     placement: Placement | None = None
     num_draft_steps: int | None = None
+    system_prompt: uuid.UUID | Keep | None = Keep.IT
+    """The template with which its chats begin; None: with none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,20 @@ class Deployments:
             .join(Model, Model.id == ModelService.model_id)
             .where(ModelService.project_id == project_id, ModelService.deleted_at.is_(None))
             .order_by(ModelService.created_at, ModelService.key)
+        )
+        async with self._database.read() as session:
+            return [Bound(service, model) for service, model in (await session.execute(query)).all()]
+
+    async def of_model(self, caller: Caller, model_id: uuid.UUID, *, archived: bool = False) -> list[Bound]:
+        """A model in the projects that the caller may read, in those that are archived or in the others."""
+        query = (
+            select(ModelService, Model)
+            .join(Model, Model.id == ModelService.model_id)
+            .join(Project, Project.id == ModelService.project_id)
+            .where(ModelService.model_id == model_id, ModelService.deleted_at.is_(None))
+            .where(Project.archived_at.is_not(None) if archived else Project.archived_at.is_(None))
+            .where(Project.id.in_(visible_projects(caller)))
+            .order_by(Project.key)
         )
         async with self._database.read() as session:
             return [Bound(service, model) for service, model in (await session.execute(query)).all()]
@@ -143,7 +160,9 @@ class Deployments:
     ) -> Deployed:
         """Put a model into a project and have it served. One that failed before is tried again.
 
-        wait: return when it is online; why it cannot be, as the error that the worker met.
+        num_draft_steps: tokens to propose at a time, by a draft to its target; for any other model the conversation is
+        searched for what may follow. wait: return when it is online; why it cannot be, as the error that the worker
+        met.
         """
         async with self._database.begin() as session:
             access = await require_in_project(session, caller, project, "project:update")
@@ -152,12 +171,12 @@ class Deployments:
             changes = ServiceChanges(desired_online=True, placement=placement, num_draft_steps=num_draft_steps)
             await _apply(session, service, changes)
             await _require_devices(session, row)
-            backbone = row if row.backbone_id is None else await session.get(Model, row.backbone_id)
-            assert backbone is not None
+            root = await session.get(Model, row.backbone_id) if row.kind == ADAPTER else row
+            assert root is not None
             if row.online != "ONLINE":
                 row.online, row.error = "PENDING", None
             record(session, caller, "model.deploy", f"model/{row.key}", to=access.project_key)
-        self._serving.wake(retry=backbone.key)
+        self._serving.wake(retry=root.key)
         if wait and row.kind != EXTERNAL:
             row = await self._serving.settled(row.id)
             if row.online != "ONLINE":
@@ -174,9 +193,11 @@ class Deployments:
                 await _require_devices(session, bound.model)
             told = {
                 name: value
-                for name in ("is_default", "desired_online")
+                for name in ("is_default", "desired_online", "num_draft_steps")
                 if (value := getattr(changes, name)) is not None
             }
+            if changes.system_prompt is not Keep.IT:
+                told["system_prompt"] = None if changes.system_prompt is None else str(changes.system_prompt)
             record(session, caller, "model.serve", f"model/{bound.model.key}", to=access.project_key, **told)
         self._serving.wake()
         return bound
@@ -189,6 +210,7 @@ class Deployments:
             await named_model(session, str(bound.model.id), alone=True)
             bound.service.deleted_at = now_ms()
             bound.service.is_default = bound.service.desired_online = False
+            bound.service.system_prompt_id = bound.service.num_draft_steps = None
             record(session, caller, "model.remove", f"model/{bound.model.key}", of=access.project_key)
             await session.flush()
             left = await self._deletion.forget_unused(session, caller, bound.model)
@@ -253,11 +275,16 @@ async def _apply(session: AsyncSession, service: ModelService, changes: ServiceC
     if changes.num_draft_steps is not None:
         if not 1 <= changes.num_draft_steps <= MAX_DRAFT_STEPS:
             raise InvalidRequestError(
-                f"num_draft_steps: must be from 1 to {MAX_DRAFT_STEPS}, got {changes.num_draft_steps}; leave it out to "
-                "generate without a draft",
+                f"num_draft_steps: must be from 1 to {MAX_DRAFT_STEPS}, got {changes.num_draft_steps}; to have "
+                "nothing proposed, deploy the target of a draft instead, or detach a model without one and deploy it "
+                "again",
                 field="num_draft_steps",
             )
         service.num_draft_steps = changes.num_draft_steps
+    if isinstance(changes.system_prompt, uuid.UUID):
+        await template_of(session, service.project_id, changes.system_prompt)
+    if changes.system_prompt is not Keep.IT:
+        service.system_prompt_id = changes.system_prompt
     if changes.placement is not None:
         await _place(session, service, changes.placement)
     if changes.name is not None:
@@ -310,6 +337,11 @@ async def _require_devices(session: AsyncSession, model: Model) -> None:
 
 
 def _warnings(model: Model, service: ModelService) -> list[str]:
-    if service.num_draft_steps is None or model.kind == EXTERNAL:
+    if service.num_draft_steps is None or model.kind == DRAFT:
         return []
-    return [f"{model.key} has no draft model, so it answers without speculative decoding"]
+    if model.kind == EXTERNAL:
+        return [f"{model.key} runs at its provider, where num_draft_steps means nothing"]
+    return [
+        f"{model.key} has no draft model: what followed in the conversation before is proposed instead. The recipe "
+        "specdec_alignment trains a draft"
+    ]

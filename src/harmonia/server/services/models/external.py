@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from harmonia.config.control import ExternalModels as Settings
 from harmonia.errors import (
     DeadlineExceededError,
     HarmoniaError,
@@ -22,9 +23,12 @@ from harmonia.log import get_logger
 from harmonia.protocol.client import Event
 from harmonia.protocol.messages import ChatPrompt, Constraint, Delta, Finished, Generate, ToolCall, Usage
 from harmonia.protocol.sampling import SamplingParams
+from harmonia.server.services.outbound import AddressGuard, ForbiddenAddressError, OutboundError, PinnedTransport
 from harmonia.server.services.secrets import Secrets
 
 log = get_logger(__name__)
+
+SETTING = "ADAPTIVE_EXTERNAL_MODELS__ALLOW_PRIVATE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,27 +60,48 @@ _MAX_WORDS = 300
 
 
 class ExternalModels:
-    """The connections to providers."""
+    """The connections to providers.
 
-    def __init__(self, secrets: Secrets, timeout_s: float) -> None:
+    Endpoints that users chose are reached at public addresses only, and past every proxy, which would look them up
+    itself; with `allow_private`, and for the providers' own addresses, the proxies of the environment hold.
+    """
+
+    def __init__(self, settings: Settings, secrets: Secrets, timeout_s: float) -> None:
         """timeout_s: longest wait for a connection, and between two parts of an answer."""
+        self._allow_private = settings.allow_private
+        self._guard = AddressGuard(allow_private=settings.allow_private, setting=SETTING)
         self._secrets = secrets
         self._timeout_s = timeout_s
-        self._client: httpx.AsyncClient | None = None
+        self._clients: dict[bool, httpx.AsyncClient] = {}
+        """By whether addresses are checked; made when first needed."""
+
+    async def check_endpoint(self, endpoint: str) -> None:
+        """InvalidRequestError for an endpoint at an address that may not be reached. Unknown hosts pass."""
+        url = httpx.URL(endpoint)
+        try:
+            await self._guard.resolve(url.host, url.port or 0)
+        except ForbiddenAddressError as error:
+            raise InvalidRequestError(f"endpoint: {error}", field="endpoint") from error
+        except OutboundError as error:
+            log.warning("an external model has an endpoint that cannot be found now: %s", error)
 
     def model(self, key: str, external: Mapping[str, Any], secret: str) -> OpenAIModel:
         """A registered external model, ready to be asked.
 
         key, external, secret: as the model's row has them.
         """
-        if self._client is None:
-            self._client = httpx.AsyncClient(timeout=self._timeout_s)
-        return OpenAIModel(self._client, key, external, self._secrets.open(secret))
+        is_checked = bool(external.get("endpoint")) and not self._allow_private
+        if is_checked not in self._clients:
+            transport = PinnedTransport(self._guard) if is_checked else None
+            self._clients[is_checked] = httpx.AsyncClient(
+                timeout=self._timeout_s, transport=transport, trust_env=not is_checked
+            )
+        return OpenAIModel(self._clients[is_checked], key, external, self._secrets.open(secret))
 
     async def close(self) -> None:
         """Close every connection."""
-        if self._client is not None:
-            await self._client.aclose()
+        for client in self._clients.values():
+            await client.aclose()
 
 
 class OpenAIModel:
@@ -144,7 +169,9 @@ class OpenAIModel:
             raise DeadlineExceededError(
                 f"{self._name}: its provider did not answer in time", limit="ADAPTIVE_HTTP_CLIENT__TIMEOUT_SECS"
             ) from error
-        except httpx.HTTPError as error:
+        except ForbiddenAddressError as error:
+            raise InvalidRequestError(f"{self._name}: its endpoint may not be asked: {error}", field="model") from error
+        except (httpx.HTTPError, OutboundError) as error:
             raise UnavailableError(f"{self._name}: its provider cannot be reached: {error}") from error
 
     def _decoded(self, data: str) -> dict[str, Any]:

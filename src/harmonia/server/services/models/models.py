@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import operator
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from harmonia.errors import EntityNotFoundError, InvalidRequestError, PermissionDeniedError
 from harmonia.fleet.files import inspect_model
 from harmonia.protocol.facts import ModelFacts
+from harmonia.protocol.instances import DEFAULT_DRAFT_STEPS
 from harmonia.server.db.database import Database
 from harmonia.server.db.jobs import Job
 from harmonia.server.db.models import Model, ModelImport, ModelService
@@ -23,15 +25,24 @@ from harmonia.server.db.projects import Project
 from harmonia.server.services.access import Caller, by_id_or_key, require_anywhere, visible_projects
 from harmonia.server.services.audit import record
 from harmonia.server.services.keys import checked_key, checked_name, key_from
-from harmonia.server.services.models.external import PROVIDERS
+from harmonia.server.services.models.external import PROVIDERS, ExternalModels
+from harmonia.server.services.outbound import checked_url
 from harmonia.server.services.secrets import Secrets
 
-BASE, ADAPTER, EXTERNAL = "base", "adapter", "external"
+BASE, ADAPTER, DRAFT, EXTERNAL = "base", "adapter", "draft", "external"
 DEFAULT_KV_CACHE_LEN = 131_072
 TOKENS_TO_GENERATE = "tokens_to_generate"
 """The one setting that every model has for itself, wherever and beside whatever it runs."""
 _MAX_TOKENS = 2**31 - 1
 _SHOWN_KEYS = 5
+_COMPARISONS: dict[str, Callable[[int, int], bool]] = {
+    "eq": operator.eq,
+    "neq": operator.ne,
+    "gt": operator.gt,
+    "gte": operator.ge,
+    "lt": operator.lt,
+    "lte": operator.le,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +80,8 @@ class ModelWish:
     online: Collection[str] | None = None
     any_of: Collection[str] | None = None
     all_of: Collection[str] | None = None
+    size: Mapping[str, int] = field(default_factory=dict)
+    """Bounds on the number of parameters, by `eq`, `neq`, `gt`, `gte`, `lt` and `lte`; external models have none."""
 
     def allows(self, model: Model) -> bool:
         """Whether a model is one of them."""
@@ -81,17 +94,22 @@ class ModelWish:
             and (self.online is None or model.online in self.online)
             and (self.any_of is None or bool(able & set(self.any_of)))
             and (self.all_of is None or able >= set(self.all_of))
+            and (not self.size or (model.size is not None and self._fits(model.size)))
         )
+
+    def _fits(self, size: int) -> bool:
+        return all(_COMPARISONS[name](size, bound) for name, bound in self.size.items())
 
 
 class Models:
     """Everything about models that is the same in every project."""
 
-    def __init__(self, database: Database, registry: Path, secrets: Secrets) -> None:
+    def __init__(self, database: Database, registry: Path, secrets: Secrets, external: ExternalModels) -> None:
         """registry: the folder in which `model_registry://KEY` is found."""
         self._database = database
         self._registry = registry
         self._secrets = secrets
+        self._external = external
 
     async def add(self, caller: Caller, new: NewModel) -> Model:
         """Register a model for everybody; see `register`."""
@@ -103,14 +121,14 @@ class Models:
         """The same where somebody may who need not be asked, such as a job that was allowed to make a model.
 
         Errors: UnknownModelError and UnsupportedModelError for what is at the path; InvalidRequestError for a key that
-        is taken and for an adapter whose base model is not registered.
+        is taken, for an adapter whose base model is not registered, and for a draft whose target is not.
         """
         name = checked_name(new.name)
         key = checked_key(new.key) if new.key else key_from(name)
         facts = await inspect_model(new.path, self._registry)
         async with self._database.begin() as session:
             await require_free_key(session, key)
-            backbone = await _backbone(session, facts) if facts.kind == ADAPTER else None
+            backbone = None if facts.kind == BASE else await _backbone(session, facts)
             model = _row(new, key, facts, backbone)
             session.add(model)
             record(session, caller, "model.create", f"model/{key}", path=facts.path)
@@ -125,8 +143,11 @@ class Models:
         for name in ("api_key", "external_model_id"):
             if not str(getattr(new, name)).strip():
                 raise InvalidRequestError(f"{name}: an external model needs one", field=name)
-        if new.endpoint is not None and not new.endpoint.startswith(("https://", "http://")):
-            raise InvalidRequestError(f"endpoint: {new.endpoint!r} is no http(s) address", field="endpoint")
+        endpoint = None if new.endpoint is None else checked_url(new.endpoint, "endpoint")
+        if endpoint is not None:
+            async with self._database.read() as session:
+                await require_anywhere(session, caller, "model:create")
+            await self._external.check_endpoint(endpoint)
         name = checked_name(new.name)
         key = key_from(name)
         sealed = await asyncio.to_thread(self._secrets.seal, new.api_key)
@@ -142,7 +163,7 @@ class Models:
                 external={
                     "provider": new.provider,
                     "external_model_id": new.external_model_id,
-                    "endpoint": new.endpoint,
+                    "endpoint": endpoint,
                     "extra_params": new.extra_params,
                 },
                 secret=sealed,
@@ -201,15 +222,16 @@ class Models:
     async def set_compute(self, caller: Caller, model: str, changes: Mapping[str, int | None]) -> Model:
         """Change how a model is run; None takes a setting back to its default, and what is not named stays.
 
-        It is the caller's to wake who serves it. An adapter runs as its base model does, but for `tokens_to_generate`:
-        so many tokens at most has an answer whose request says nothing else.
+        It is the caller's to wake who serves it. An adapter runs as its base model does, a draft as its target where
+        nothing is set for itself, but for `tokens_to_generate`: so many tokens at most has an answer whose request says
+        nothing else.
         """
         for name, value in changes.items():
             _check_compute(name, value)
         async with self._database.begin() as session:
             await require_anywhere(session, caller, "model:update")
             row = await named_model(session, model, caller)
-            if row.kind != BASE and changes.keys() - {TOKENS_TO_GENERATE}:
+            if row.kind not in (BASE, DRAFT) and changes.keys() - {TOKENS_TO_GENERATE}:
                 what = "runs elsewhere" if row.kind == EXTERNAL else "is an adapter; change its base model's"
                 raise InvalidRequestError(f"{row.key!r} has no compute config of its own: it {what}", field="model")
             for name in ("max_seq_len", TOKENS_TO_GENERATE):
@@ -257,16 +279,31 @@ async def _nearest(session: AsyncSession, caller: Caller, model: str) -> str:
     return f"; nearest are {shown}" if near else f"; there is {shown}{', ...' if len(keys) > _SHOWN_KEYS else ''}"
 
 
-def compute_of(model: Model) -> dict[str, int] | None:
+def num_proposals(kind: str, saved: int | None, wanted: int | None) -> int:
+    """Tokens to propose at a time. saved: with a draft; wanted: by the project that asks.
+
+    Without a draft nothing is proposed unless somebody wants it; then the conversation is searched.
+    """
+    unwanted = (saved or DEFAULT_DRAFT_STEPS) if kind == DRAFT else 0
+    return unwanted if wanted is None else wanted
+
+
+def chosen_compute(model: Model, backbone: Model | None) -> dict[str, Any]:
+    """What was set of how a model is run: for itself, else for its base model or its target."""
+    shared = {} if backbone is None else backbone.compute
+    return {name: value for name, value in shared.items() if name != TOKENS_TO_GENERATE} | model.compute
+
+
+def compute_of(model: Model, backbone: Model | None) -> dict[str, int] | None:
     """`tp`, `kv_cache_len` and `max_seq_len` as they hold: what was set, else the defaults; None for external models.
 
     Without a setting the cache has at most `DEFAULT_KV_CACHE_LEN` tokens, and fewer where they do not fit.
     """
     if model.kind == EXTERNAL:
         return None
-    native = model.native_seq_len or 0
+    native, chosen = model.native_seq_len or 0, chosen_compute(model, backbone)
     defaults = {"tp": 1, "kv_cache_len": DEFAULT_KV_CACHE_LEN, "max_seq_len": native}
-    return {name: model.compute.get(name, default) for name, default in defaults.items()}
+    return {name: chosen.get(name, default) for name, default in defaults.items()}
 
 
 def _check_compute(name: str, value: int | None) -> None:
@@ -292,8 +329,8 @@ async def require_free_key(session: AsyncSession, key: str) -> None:
 
 
 async def _backbone(session: AsyncSession, facts: ModelFacts) -> Model:
-    """The registered base model of an adapter: the one at the same place, else of the same key, else of the same name
-    at the hub."""
+    """The registered base model of an adapter, or target of a draft: the one at the same place, else of the same key,
+    else of the same name at the hub."""
     assert facts.base is not None
     imported = select(ModelImport.job_id).join(Job, Job.id == ModelImport.job_id)
     imported = imported.where(ModelImport.hub_id == facts.base, Job.status == "COMPLETED")
@@ -302,8 +339,10 @@ async def _backbone(session: AsyncSession, facts: ModelFacts) -> Model:
         row: Model | None = (await session.execute(query.order_by(Model.created_at).limit(1))).scalar_one_or_none()
         if row is not None:
             return row
+    what = "is an adapter of" if facts.kind == ADAPTER else "drafts for"
     raise InvalidRequestError(
-        f"{facts.path} is an adapter of {facts.base}, which is not registered; add that model first", field="path"
+        f"{facts.path} {what} {facts.base}, which is not registered as a base model; add that model first",
+        field="path",
     )
 
 
@@ -319,8 +358,9 @@ def _row(new: NewModel, key: str, facts: ModelFacts, backbone: Model | None) -> 
         job_id=new.job_id,
         family=facts.family if backbone is None else backbone.family,
         size=facts.num_parameters,
+        num_draft_steps=facts.num_draft_steps,
         capabilities=able,
-        is_trainable=facts.is_trainable if backbone is None else backbone.is_trainable,
+        is_trainable=backbone.is_trainable if backbone is not None and facts.kind == ADAPTER else facts.is_trainable,
         native_seq_len=facts.max_seq_len if backbone is None else backbone.native_seq_len,
         is_published=new.is_published,
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from dataclasses import dataclass, field
 
-from sqlalchemy import or_, select
+from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import aliased
 
@@ -15,6 +16,7 @@ from harmonia.errors import HarmoniaError, UnavailableError
 from harmonia.fleet import LocalFleet
 from harmonia.log import get_logger
 from harmonia.protocol.fleet import Fleet
+from harmonia.protocol.instances import MAX_DRAFT_STEPS, NGRAM
 from harmonia.router import Router
 from harmonia.server.db.database import Database
 from harmonia.server.db.models import ComputePool, Model, ModelService
@@ -22,7 +24,7 @@ from harmonia.server.db.projects import Project
 from harmonia.server.services.models.allotments import Allotments, CountedFleet
 from harmonia.server.services.models.backbone import OFFLINE, Backbone, Observed, Wanted, together
 from harmonia.server.services.models.devices import Device
-from harmonia.server.services.models.models import ADAPTER, BASE, EXTERNAL
+from harmonia.server.services.models.models import ADAPTER, BASE, DRAFT, EXTERNAL, chosen_compute
 from harmonia.server.services.notifications.announcements import TOLD, announce_model
 from harmonia.server.services.notifications.notifications import Notifications
 
@@ -30,6 +32,27 @@ log = get_logger(__name__)
 
 _LOOK_AGAIN_S = 30.0
 _RETRY_S = 1.0
+
+
+@dataclass(slots=True)
+class _Root:
+    """What one worker is for: a base model with the adapters beside it, or a draft with its target."""
+
+    model: Model
+    """Under whose key it answers."""
+    base: Model
+    """Whose weights answer: the same, or the target."""
+    pools: set[str] = field(default_factory=set)
+    """Those that were chosen for it, none for any."""
+    adapters: dict[str, str] = field(default_factory=dict)
+    """Folder by key."""
+    is_searched: bool = False
+    """Some project wants proposals from the conversation."""
+
+    @property
+    def draft(self) -> str | None:
+        """What proposes tokens: a draft's own weights; without one the conversation, where somebody wants it."""
+        return self.model.source if self.model.kind == DRAFT else NGRAM if self.is_searched else None
 
 
 class Serving:
@@ -48,7 +71,8 @@ class Serving:
         self._database = database
         self._notifications = notifications
         self._allotments = allotments
-        self._fleet = CountedFleet(fleet or LocalFleet(), allotments)
+        local = fleet or LocalFleet(max_silence_s=config.http_client.max_silence_secs)
+        self._fleet = CountedFleet(local, allotments)
         self.router = Router(self._fleet, config.http_client.timeout_secs)
         self._backbones: dict[tuple[str, str], Backbone] = {}
         """By base model and pool."""
@@ -128,9 +152,9 @@ class Serving:
                 log.exception("deployments cannot be brought up to date; again in %g s", _LOOK_AGAIN_S)
                 await asyncio.sleep(_LOOK_AGAIN_S)
                 continue
-            self._in_round = False
+            # Together: between them whoever asks would wait for the end of this round, which had begun before.
+            self._in_round, self._rounds = False, self._rounds + 1
             async with self._noted:
-                self._rounds += 1
                 self._noted.notify_all()
             try:
                 await asyncio.wait_for(self._news.wait(), _LOOK_AGAIN_S)
@@ -138,14 +162,14 @@ class Serving:
                 continue
 
     async def _wanted(self) -> dict[tuple[str, str], Wanted]:
-        """By base model and pool."""
+        """By base model or draft, and pool."""
         base = aliased(Model)
         query = (
-            select(Model, base, ModelService.pools)
-            .join(base, or_(base.id == Model.backbone_id, base.id == Model.id))
+            select(Model, base, ModelService)
+            .join(base, base.id == func.coalesce(Model.backbone_id, Model.id))
             .join(ModelService, ModelService.model_id == Model.id)
             .join(Project, Project.id == ModelService.project_id)
-            .where(base.kind == BASE, Model.kind.in_((BASE, ADAPTER)))
+            .where(base.kind == BASE, Model.kind.in_((BASE, ADAPTER, DRAFT)))
             .where(ModelService.desired_online, ModelService.deleted_at.is_(None), Project.archived_at.is_(None))
             .order_by(Model.created_at, Model.key)
         )
@@ -154,18 +178,17 @@ class Serving:
             sizes = (await session.execute(select(ComputePool.key, ComputePool.num_inference))).all()
         for pool, size in sizes:
             self._allotments.set_serving(pool, size)
-        bases: dict[str, Model] = {}
-        adapters: dict[str, dict[str, str]] = {}
-        named: dict[str, set[str]] = {}
-        for model, root, pools in rows:
-            bases[root.key] = root
-            named.setdefault(root.key, set()).update(pools)
-            beside = adapters.setdefault(root.key, {})
+        roots: dict[str, _Root] = {}
+        for model, backbone, service in rows:
+            answering = backbone if model.kind == ADAPTER else model
+            root = roots.setdefault(answering.key, _Root(answering, backbone))
+            root.pools.update(service.pools)
             if model.kind == ADAPTER:
-                beside[model.key] = str(model.source)
-        places = self._places(named)
+                root.adapters[model.key] = str(model.source)
+            root.is_searched |= service.num_draft_steps is not None
+        places = self._places({key: root.pools for key, root in roots.items()})
         return {
-            (key, pool): Wanted(self._worker(bases[key], device), adapters[key])
+            (key, pool): Wanted(self._worker(roots[key], device), roots[key].adapters)
             for (key, pool), device in places.items()
         }
 
@@ -188,14 +211,18 @@ class Serving:
         self._allotments.keep(places)
         return places
 
-    def _worker(self, model: Model, device: Device) -> WorkerConfig:
-        compute = model.compute
+    def _worker(self, root: _Root, device: Device) -> WorkerConfig:
+        compute = chosen_compute(root.model, None if root.base is root.model else root.base)
         return WorkerConfig(
-            model=model.source,
-            key=model.key,
+            model=root.base.source,
+            key=root.model.key,
             registry=str(self._config.registry),
             engine=EngineConfig(
-                max_seq_len=compute.get("max_seq_len"), cache=CacheConfig(kv_cache_len=compute.get("kv_cache_len"))
+                max_seq_len=compute.get("max_seq_len"),
+                draft=root.draft,
+                # Each request says how many its project wants, so that another number needs no other worker.
+                num_draft_steps=None if root.draft is None else MAX_DRAFT_STEPS,
+                cache=CacheConfig(kv_cache_len=compute.get("kv_cache_len")),
             ),
             max_ttft_ms=self._config.max_ttft_ms,
             place=device.place,

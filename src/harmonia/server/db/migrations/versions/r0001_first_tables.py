@@ -71,6 +71,7 @@ def upgrade() -> None:
         sa.Column("compute", sa.JSON(), nullable=False),
         sa.Column("external", sa.JSON(), nullable=True),
         sa.Column("secret", sa.Text(), nullable=True),
+        sa.Column("num_draft_steps", sa.Integer(), nullable=True),
         sa.Column("is_training", sa.Boolean(), nullable=False),
         sa.Column("is_published", sa.Boolean(), nullable=False),
         sa.Column("is_stable", sa.Boolean(), nullable=False),
@@ -185,6 +186,8 @@ def upgrade() -> None:
         sa.Column("parameters", sa.JSON(), nullable=True),
         sa.Column("timings", sa.JSON(), nullable=True),
         sa.Column("usage", sa.JSON(), nullable=True),
+        sa.Column("prompt_tokens", sa.Integer(), nullable=True),
+        sa.Column("completion_tokens", sa.Integer(), nullable=True),
         sa.Column("user_metadata", sa.JSON(), nullable=True),
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
@@ -207,6 +210,11 @@ def upgrade() -> None:
             batch_op.f("ix_completions_project_id_prompt_hash"), ["project_id", "prompt_hash"], unique=False
         )
         batch_op.create_index(batch_op.f("ix_completions_session_id"), ["session_id"], unique=False)
+        batch_op.create_index(
+            "ix_completions_usage",
+            ["project_id", "created_at", "source", "model_id", "created_by", "prompt_tokens", "completion_tokens"],
+            unique=False,
+        )
 
     op.create_table(
         "datasets",
@@ -323,34 +331,6 @@ def upgrade() -> None:
         sa.UniqueConstraint("project_id", "key", name=op.f("uq_metrics_project_id_key")),
     )
     op.create_table(
-        "model_services",
-        sa.Column("project_id", sa.Uuid(), nullable=False),
-        sa.Column("model_id", sa.Uuid(), nullable=False),
-        sa.Column("key", sa.String(length=255), nullable=False),
-        sa.Column("name", sa.String(length=255), nullable=False),
-        sa.Column("is_default", sa.Boolean(), nullable=False),
-        sa.Column("desired_online", sa.Boolean(), nullable=False),
-        sa.Column("pools", sa.JSON(), nullable=False),
-        sa.Column("max_ttft_ms", sa.Integer(), nullable=True),
-        sa.Column("num_draft_steps", sa.Integer(), nullable=True),
-        sa.Column("deleted_at", sa.BigInteger(), nullable=True),
-        sa.Column("id", sa.Uuid(), nullable=False),
-        sa.Column("created_at", sa.BigInteger(), nullable=False),
-        sa.ForeignKeyConstraint(["model_id"], ["models.id"], name=op.f("fk_model_services_model_id")),
-        sa.ForeignKeyConstraint(
-            ["project_id"], ["projects.id"], name=op.f("fk_model_services_project_id"), ondelete="CASCADE"
-        ),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_model_services")),
-        sa.UniqueConstraint("project_id", "model_id", name=op.f("uq_model_services_project_id_model_id")),
-    )
-    with op.batch_alter_table("model_services", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_model_services_model_id"), ["model_id"], unique=False)
-        batch_op.create_index(
-            batch_op.f("ix_model_services_project_id_is_default"), ["project_id", "is_default"], unique=False
-        )
-        batch_op.create_index(batch_op.f("ix_model_services_project_id_key"), ["project_id", "key"], unique=False)
-
-    op.create_table(
         "monitoring_runs",
         sa.Column("project_id", sa.Uuid(), nullable=False),
         sa.Column("name", sa.String(length=255), nullable=False),
@@ -421,6 +401,24 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("role_id", "permission", name=op.f("pk_role_permissions")),
     )
+    op.create_table(
+        "system_prompt_templates",
+        sa.Column("project_id", sa.Uuid(), nullable=False),
+        sa.Column("name", sa.String(length=255), nullable=False),
+        sa.Column("template", sa.Text(), nullable=False),
+        sa.Column("created_by", sa.Uuid(), nullable=False),
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["project_id"], ["projects.id"], name=op.f("fk_system_prompt_templates_project_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_system_prompt_templates")),
+    )
+    with op.batch_alter_table("system_prompt_templates", schema=None) as batch_op:
+        batch_op.create_index(
+            batch_op.f("ix_system_prompt_templates_project_id_created_at"), ["project_id", "created_at"], unique=False
+        )
+
     op.create_table(
         "team_members",
         sa.Column("user_id", sa.Uuid(), nullable=False),
@@ -594,7 +592,9 @@ def upgrade() -> None:
         batch_op.create_index(
             batch_op.f("ix_direct_scores_completion_id_metric_id"), ["completion_id", "metric_id"], unique=False
         )
-        batch_op.create_index(batch_op.f("ix_direct_scores_metric_id"), ["metric_id"], unique=False)
+        batch_op.create_index(
+            "ix_direct_scores_figures", ["metric_id", "created_at", "value", "completion_id"], unique=False
+        )
 
     op.create_table(
         "graders",
@@ -673,6 +673,39 @@ def upgrade() -> None:
     with op.batch_alter_table("model_imports", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_model_imports_hub_id"), ["hub_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_model_imports_key"), ["key"], unique=False)
+
+    op.create_table(
+        "model_services",
+        sa.Column("project_id", sa.Uuid(), nullable=False),
+        sa.Column("model_id", sa.Uuid(), nullable=False),
+        sa.Column("key", sa.String(length=255), nullable=False),
+        sa.Column("name", sa.String(length=255), nullable=False),
+        sa.Column("is_default", sa.Boolean(), nullable=False),
+        sa.Column("desired_online", sa.Boolean(), nullable=False),
+        sa.Column("pools", sa.JSON(), nullable=False),
+        sa.Column("max_ttft_ms", sa.Integer(), nullable=True),
+        sa.Column("num_draft_steps", sa.Integer(), nullable=True),
+        sa.Column("system_prompt_id", sa.Uuid(), nullable=True),
+        sa.Column("deleted_at", sa.BigInteger(), nullable=True),
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["model_id"], ["models.id"], name=op.f("fk_model_services_model_id")),
+        sa.ForeignKeyConstraint(
+            ["project_id"], ["projects.id"], name=op.f("fk_model_services_project_id"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(
+            ["system_prompt_id"], ["system_prompt_templates.id"], name=op.f("fk_model_services_system_prompt_id")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_model_services")),
+        sa.UniqueConstraint("project_id", "model_id", name=op.f("uq_model_services_project_id_model_id")),
+    )
+    with op.batch_alter_table("model_services", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_model_services_model_id"), ["model_id"], unique=False)
+        batch_op.create_index(
+            batch_op.f("ix_model_services_project_id_is_default"), ["project_id", "is_default"], unique=False
+        )
+        batch_op.create_index(batch_op.f("ix_model_services_project_id_key"), ["project_id", "key"], unique=False)
+        batch_op.create_index(batch_op.f("ix_model_services_system_prompt_id"), ["system_prompt_id"], unique=False)
 
     op.create_table(
         "monitoring_categorical",
@@ -790,6 +823,13 @@ def downgrade() -> None:
 
     op.drop_table("monitoring_points")
     op.drop_table("monitoring_categorical")
+    with op.batch_alter_table("model_services", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_model_services_system_prompt_id"))
+        batch_op.drop_index(batch_op.f("ix_model_services_project_id_key"))
+        batch_op.drop_index(batch_op.f("ix_model_services_project_id_is_default"))
+        batch_op.drop_index(batch_op.f("ix_model_services_model_id"))
+
+    op.drop_table("model_services")
     with op.batch_alter_table("model_imports", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_model_imports_key"))
         batch_op.drop_index(batch_op.f("ix_model_imports_hub_id"))
@@ -806,7 +846,7 @@ def downgrade() -> None:
 
     op.drop_table("graders")
     with op.batch_alter_table("direct_scores", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_direct_scores_metric_id"))
+        batch_op.drop_index("ix_direct_scores_figures")
         batch_op.drop_index(batch_op.f("ix_direct_scores_completion_id_metric_id"))
 
     op.drop_table("direct_scores")
@@ -845,6 +885,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_team_members_team_id"))
 
     op.drop_table("team_members")
+    with op.batch_alter_table("system_prompt_templates", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_system_prompt_templates_project_id_created_at"))
+
+    op.drop_table("system_prompt_templates")
     op.drop_table("role_permissions")
     with op.batch_alter_table("recipes", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_recipes_content_hash"))
@@ -855,12 +899,6 @@ def downgrade() -> None:
 
     op.drop_table("project_shares")
     op.drop_table("monitoring_runs")
-    with op.batch_alter_table("model_services", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_model_services_project_id_key"))
-        batch_op.drop_index(batch_op.f("ix_model_services_project_id_is_default"))
-        batch_op.drop_index(batch_op.f("ix_model_services_model_id"))
-
-    op.drop_table("model_services")
     op.drop_table("metrics")
     with op.batch_alter_table("login_sessions", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_login_sessions_user_id"))
@@ -884,6 +922,7 @@ def downgrade() -> None:
 
     op.drop_table("datasets")
     with op.batch_alter_table("completions", schema=None) as batch_op:
+        batch_op.drop_index("ix_completions_usage")
         batch_op.drop_index(batch_op.f("ix_completions_session_id"))
         batch_op.drop_index(batch_op.f("ix_completions_project_id_prompt_hash"))
         batch_op.drop_index(batch_op.f("ix_completions_project_id_model_key"))

@@ -1,0 +1,127 @@
+"""A saved draft answers as its target, with itself as the draft: spawned, served and planned by its own name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from openai import OpenAI
+from typer.testing import CliRunner
+
+from harmonia.cli.main import app
+from harmonia.client import HarmonyClient
+from harmonia.errors import InvalidRequestError, TokenizerMismatchError, UnknownModelError, UnsupportedModelError
+from harmonia.models.adaptive_info import FILE, AdaptiveInfo, read_info, write_info
+from harmonia.threads import StringThread
+from tests.integration.conftest import StartServer
+from tests.integration.tiny_model import MAX_LEN, make_adapter, make_draft
+
+ASK = StringThread([("user", "Tell me something, and tell me something again.")])
+CACHE = 1024
+
+
+async def greedy(client: HarmonyClient, model: str, name: str) -> tuple[str, float | None]:
+    """What a model answers, and how many of the proposals were right."""
+    spawned = await client.model(model, kv_cache_len=CACHE).spawn_inference(name)
+    answer, timings = await spawned.temperature(0.0).max_gen_len(40).generate(ASK, return_timings=True)
+    return answer.last_content(), timings.spec_dec_acceptance_rate
+
+
+async def test_it_is_spawned_with_its_target(client: HarmonyClient, tiny: Path, registry: Path) -> None:
+    draft = make_draft(registry / "tiny_accelerated", tiny, str(tiny), num_draft_steps=3, noise=0.002)
+    by_key = "model_registry://tiny_accelerated"
+    plain, nothing = await greedy(client, str(tiny), "plain")
+    answer, acceptance = await greedy(client, by_key, "fast")
+    assert (answer, nothing) == (plain, None)
+    assert acceptance is not None and 0 < acceptance <= 1
+    assert (await greedy(client, str(draft), "also-fast"))[0] == plain
+    planned = await client.model(by_key, kv_cache_len=CACHE).plan_inference()
+    assert "draft: weights" in [row["name"] for row in planned["rows"]]
+    said = await client.describe(by_key)
+    assert (said.draft_target, said.num_draft_steps, said.max_seq_len) == (str(tiny), 3, MAX_LEN)
+
+
+async def test_training_it_trains_the_draft_which_stays_one(client: HarmonyClient, tiny: Path, registry: Path) -> None:
+    (registry / "target").symlink_to(tiny)
+    make_draft(registry / "target_accelerated", tiny, "target", num_draft_steps=2, noise=0.05)
+    builder = client.model("model_registry://target_accelerated", kv_cache_len=CACHE)
+    draft = await builder.spawn_train("draft", max_batch_size=256)
+    lesson = ASK.assistant("Something.")
+    before = await draft.logprobs(lesson)
+    for _ in range(3):
+        await draft.train_language_modelling(lesson)
+        await draft.optim_step(0.01, 0.0, 1.0, False)
+    assert await draft.logprobs(lesson) > before
+    await draft.save("again_accelerated")
+    info = read_info(registry / "again_accelerated")
+    assert info is not None and (info.draft_target, info.num_draft_steps) == ("target", 2)
+    with pytest.raises(InvalidRequestError, match="num_draft_steps"):
+        await draft.save("never", draft_target="target", num_draft_steps=9)
+    await draft.dealloc()
+    answer, acceptance = await greedy(client, "model_registry://again_accelerated", "again")
+    assert answer == (await greedy(client, str(tiny), "plain"))[0]
+    assert acceptance is not None
+
+
+async def test_what_cannot_be_put_together_is_named(client: HarmonyClient, tiny: Path, tmp_path: Path) -> None:
+    async def refused(path: Path) -> str:
+        with pytest.raises(InvalidRequestError) as refusal:
+            await client.model(str(path), kv_cache_len=CACHE).spawn_inference("never")
+        return refusal.value.message
+
+    make_draft(tmp_path / "orphan", tiny, "gone")
+    with pytest.raises(UnknownModelError, match=r"orphan drafts for gone, .*no model 'gone' in the registry"):
+        await client.model(str(tmp_path / "orphan")).spawn_inference("never")
+    make_draft(tmp_path / "own", tiny, str(tmp_path / "own"))
+    assert "which is a draft itself" in await refused(tmp_path / "own")
+    make_draft(tmp_path / "one", tiny, str(tmp_path / "other"))
+    make_draft(tmp_path / "other", tiny, str(tmp_path / "one"))
+    assert "name the model that answers" in await refused(tmp_path / "one")
+    adapter = make_adapter(tmp_path / "adapter")
+    write_info(adapter, AdaptiveInfo(kind="adapter", base=str(tiny), draft_target=str(tiny)))
+    assert "a draft is a whole model" in await refused(adapter)
+    stranger = make_draft(tmp_path / "stranger", tiny, str(tiny))
+    words = stranger / "tokenizer.json"
+    words.write_text(words.read_text().replace("<|im_start|>", "<|begin|>"))
+    with pytest.raises(TokenizerMismatchError, match=r"stranger has another tokenizer than .*<\|begin\|>"):
+        await client.model(str(stranger)).spawn_inference("never")
+    broken = make_draft(tmp_path / "broken", tiny, str(tiny))
+    file = broken / FILE
+    file.write_text(json.dumps({**json.loads(file.read_text()), "num_draft_steps": 9}))
+    with pytest.raises(UnsupportedModelError, match="num_draft_steps"):
+        await client.model(str(broken)).spawn_inference("never")
+    good = make_draft(tmp_path / "good", tiny, str(tiny))
+    with pytest.raises(InvalidRequestError, match="leave the draft ngram out"):
+        await client.model(str(good)).with_draft("ngram").spawn_inference("never")
+
+
+def test_it_is_served_and_planned(start: StartServer, tiny: Path, tmp_path: Path) -> None:
+    draft = make_draft(tmp_path / "tiny_accelerated", shutil.copytree(tiny, tmp_path / "copy"), "tiny", 2)
+    (tmp_path / "tiny").symlink_to(tiny)
+    options = ("--kv-cache-len", str(CACHE), "--threads", "1", "--registry", str(tmp_path))
+    with start(draft, *options) as server, OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+        assert [model.id for model in client.models.list()] == ["tiny_accelerated"]
+        answer = client.chat.completions.create(
+            model="tiny_accelerated", messages=[{"role": "user", "content": "Hello"}], temperature=0, max_tokens=30
+        )
+        assert answer.usage is not None and answer.usage.completion_tokens_details is not None
+        assert answer.usage.completion_tokens_details.accepted_prediction_tokens
+    shown = plan("model_registry://tiny_accelerated", tmp_path)
+    asked = plan("model_registry://tiny", tmp_path, "--draft", str(draft))
+    assert shown["rows"] == asked["rows"]
+    assert shown["model"] == "tiny"
+    trained = plan("model_registry://tiny_accelerated", tmp_path, "--train", "--max-batch-size", "64")
+    assert "draft: weights" not in [row["name"] for row in trained["rows"]]
+    with start(tiny, "--num-draft-steps", "2", ready=False) as refused:
+        assert refused.process.wait(90) == 1
+    assert "name a smaller model, or 'ngram'" in refused.output
+
+
+def plan(model: str, registry: Path, *options: str) -> dict[str, list[dict[str, object]]]:
+    command = ["plan", model, "--registry", str(registry), "--kv-cache-len", "1024", "--device", "cpu", "--json"]
+    result = CliRunner().invoke(app, [*command, *options])
+    assert result.exit_code == 0, result.output
+    planned: dict[str, list[dict[str, object]]] = json.loads(result.output)
+    return planned
