@@ -189,6 +189,11 @@ def test_what_is_switched_off_answers_503(sdk: Adaptive, http: httpx.Client) -> 
     answer = http.post("/api/v1/chat/completions", json={"model": "tickets/support", "messages": MESSAGES})
     assert (answer.status_code, "switched off" in answer.text) == (503, True)
     sdk.models.deploy("support", wait=True)
+    for _ in range(8):  # whether its worker has let go of it by now or not
+        sdk.models.update("support", desired_online=False)
+        sdk.models.deploy("support", wait=True)
+        body = {"model": "tickets/support", "messages": MESSAGES, "max_tokens": 1}
+        assert http.post("/api/v1/chat/completions", json=body).status_code == 200
 
 
 def test_a_compute_config_changes_without_a_failed_request(sdk: Adaptive, plane: Plane, http: httpx.Client) -> None:

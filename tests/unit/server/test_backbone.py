@@ -30,9 +30,12 @@ class SmallMachine(Fleet):
     started: list[int] = field(default_factory=list)
     retired: set[str] = field(default_factory=set)
     may_load: asyncio.Event = field(default_factory=asyncio.Event)
+    may_unload: asyncio.Event = field(default_factory=asyncio.Event)
+    unloading: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.may_load.set()
+        self.may_unload.set()
 
     async def start(self, config: WorkerConfig) -> str:
         replica, size = f"r{len(self.started)}", config.engine.cache.kv_cache_len or 0
@@ -90,6 +93,13 @@ class SmallMachine(Fleet):
             worker.description = _description(
                 worker.description.kv_cache_len, *models[1:], ModelInfo(key=key, parent=backbone)
             )
+
+    async def unload_adapter(self, key: str, only: str) -> None:
+        self.unloading.append(key)
+        await self.may_unload.wait()
+        worker = self.workers[only]
+        left = [model for model in worker.description.models[1:] if model.key != key]
+        worker.description = _description(worker.description.kv_cache_len, *left)
 
 
 def _description(size: int, *adapters: ModelInfo) -> Description:
@@ -227,3 +237,18 @@ async def test_what_is_not_wanted_any_longer_ends_and_can_come_back() -> None:
     await until(lambda: kept.done)
     assert machine.workers == {}
     assert kept.observed() == {}
+
+
+async def test_an_adapter_that_is_being_unloaded_is_not_online_when_it_is_wanted_again() -> None:
+    machine = SmallMachine(room=100)
+    kept = backbone(machine, 60, "a")
+    await until(lambda: kept.is_online)
+    machine.may_unload.clear()
+    kept.want(wanted(60))
+    await until(lambda: bool(machine.unloading))
+    kept.want(wanted(60, "a"))
+    assert kept.observed() == {"tiny": ONLINE, "a": Observed("PENDING")}
+    machine.may_unload.set()
+    await until(lambda: kept.is_online)
+    assert machine.serves("a")
+    await kept.close()

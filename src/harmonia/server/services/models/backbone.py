@@ -71,6 +71,8 @@ class Backbone:
         self._complaint: str | None = None
         """Why the configuration in `_refused` does not run."""
         self._refused_adapters: dict[str, str] = {}
+        self._unloading: set[str] = set()
+        """Adapters that are about to be gone, whatever the worker still says."""
         self._news = asyncio.Event()
         self._leaving: set[asyncio.Task[None]] = set()
         self._told: dict[str, Observed] = {}
@@ -117,7 +119,9 @@ class Backbone:
         return found
 
     def _has(self, adapter: str) -> bool:
-        """Whether an adapter is loaded on the worker that serves."""
+        """Whether an adapter is loaded on the worker that serves, and stays."""
+        if adapter in self._unloading:
+            return False
         worker = None if self._replica is None else self._router.find(self._replica)
         return worker is not None and any(model.key == adapter for model in worker.description.models)
 
@@ -257,7 +261,7 @@ class Backbone:
         assert worker is not None
         loaded = {model.key for model in worker.description.models if model.parent == self._key}
         for key in loaded - wanted.keys():
-            await self._router.unload_adapter(key, replica)
+            await self._unload(key, replica)
         for key in [key for key in wanted if key not in loaded and key not in self._refused_adapters]:
             try:
                 await self._router.load_adapter(key, wanted[key], self._key, replica)
@@ -265,6 +269,16 @@ class Backbone:
                 log.error("adapter %s: %s", key, error)
                 self._refused_adapters[key] = error.message
             self._tell()
+
+    async def _unload(self, adapter: str, replica: str) -> None:
+        """Unless it is wanted again by now; who asks meanwhile must not be told that it is online."""
+        if self._wanted is not None and adapter in self._wanted.adapters:
+            return
+        self._unloading.add(adapter)
+        try:
+            await self._router.unload_adapter(adapter, replica)
+        finally:
+            self._unloading.discard(adapter)
 
     def _leave(self) -> None:
         if self._replica is not None:
