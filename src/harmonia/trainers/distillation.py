@@ -11,7 +11,6 @@ from harmonia.client import InferenceModel, StringThread, TokenizedThread, Train
 from harmonia.client.recipe.current import default_restore_data, default_stage
 from harmonia.client.recipe.notifiers import StageNotifier
 from harmonia.errors import InvalidRequestError
-from harmonia.protocol.instances import SCHEME
 from harmonia.protocol.losses import Divergence
 from harmonia.trainers.callbacks import RecipeCallback
 from harmonia.trainers.checkpointing import CheckpointManager, SFTCheckpointData
@@ -20,6 +19,7 @@ from harmonia.trainers.loop import TrainingLoop
 from harmonia.trainers.metric_loggers.base import Logger
 from harmonia.trainers.metric_loggers.production import default_logger
 from harmonia.trainers.records import hash_hyperparams, log_args
+from harmonia.trainers.resumable import ResumableTrainer
 from harmonia.trainers.samples import prompt_of
 from harmonia.trainers.schedules import CosineScheduler, Scheduler
 
@@ -41,7 +41,7 @@ DISTILLATION_HYPERPARAMS = {
 @log_args
 @hash_hyperparams(DISTILLATION_HYPERPARAMS)
 @dataclass(eq=False, repr=False)
-class Distillation:
+class Distillation(ResumableTrainer):
     """Trains `model` towards the distributions of `teacher`: `await Distillation(answers, model, teacher).run()`.
 
     dataset: conversations that end in an answer, the one weighted turn, as `teacher.generate_tokens` gives them. Of a
@@ -114,37 +114,11 @@ class Distillation:
         )
         self._checkpoints.register_model(self.model, "model_checkpoint_name")
 
-    @property
-    def training_completion_percentage(self) -> float:
-        """The share that is done, 0 to 1."""
-        return self._loop.completion_percentage
-
-    async def run(self) -> None:
-        """Train; of a run that is resumed, what is left."""
-        if self._checkpoints.should_skip():
-            return
-        await self._checkpoints.restore_checkpoint_data(self._load)
-        await self._loop.begin()
-        while not self._loop.is_done:
-            await self._loop.step(self.train_sample)
-            if await self._checkpoints.maybe_checkpoint(self.training_completion_percentage, self._save):
-                break
-        self._loop.end()
-
     async def train_sample(self, answer: TokenizedThread) -> None:
         """Add the gradient of one answer, or of the model's own to the same prompt."""
         if self._chance.random() < self.on_policy_share:
             answer = await self.model.generate_tokens(_prompt(answer))
         await self.model.train_distillation(answer, self.teacher, divergence=self.divergence)
-
-    async def _save(self) -> dict[str, Any]:
-        name = self._checkpoints.model_name(self.training_completion_percentage)
-        key = await self.model.save(name, inference_only=False)
-        return {"model_checkpoint_name": key, "optim_step": self.model.get_optim_step()}
-
-    async def _load(self, checkpoint: SFTCheckpointData) -> None:
-        await self.model.load(f"{SCHEME}{checkpoint.model_checkpoint_name}")
-        self.model.set_optim_step(checkpoint.optim_step)
 
 
 def _prompt(answer: TokenizedThread) -> StringThread:

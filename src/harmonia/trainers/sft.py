@@ -9,7 +9,6 @@ from typing import Any
 from harmonia.client import StringThread, TrainingModel
 from harmonia.client.recipe.current import default_restore_data, default_stage
 from harmonia.client.recipe.notifiers import StageNotifier
-from harmonia.protocol.instances import SCHEME
 from harmonia.trainers.callbacks import RecipeCallback
 from harmonia.trainers.checkpointing import CheckpointManager, SFTCheckpointData
 from harmonia.trainers.dataset import DataSet
@@ -17,6 +16,7 @@ from harmonia.trainers.loop import Metrics, TrainingLoop
 from harmonia.trainers.metric_loggers.base import Logger
 from harmonia.trainers.metric_loggers.production import default_logger
 from harmonia.trainers.records import hash_hyperparams, log_args
+from harmonia.trainers.resumable import ResumableTrainer
 from harmonia.trainers.samples import check_threads, warn_of_weights
 from harmonia.trainers.schedules import CosineScheduler, Scheduler
 from harmonia.trainers.tangents import train_sft_tangents
@@ -38,7 +38,7 @@ SFT_HYPERPARAMS = {
 @log_args
 @hash_hyperparams(SFT_HYPERPARAMS)
 @dataclass(eq=False, repr=False)
-class SFT:
+class SFT(ResumableTrainer):
     """Trains `model` on the weighted turns of threads: `await SFT(threads, model).run()`.
 
     Each step takes `samples_per_batch` threads, in an order that `data_seed` decides. Threads that the model refuses
@@ -100,38 +100,12 @@ class SFT:
         self._checkpoints.register_model(self.model, "model_checkpoint_name")
         warn_of_weights(self.dataset)
 
-    @property
-    def training_completion_percentage(self) -> float:
-        """The share that is done, 0 to 1."""
-        return self._loop.completion_percentage
-
-    async def run(self) -> None:
-        """Train; of a run that is resumed, what is left."""
-        if self._checkpoints.should_skip():
-            return
-        await self._checkpoints.restore_checkpoint_data(self._load)
-        await self._loop.begin()
-        while not self._loop.is_done:
-            await self._loop.step(self.train_sample)
-            if await self._checkpoints.maybe_checkpoint(self.training_completion_percentage, self._save):
-                break
-        self._loop.end()
-
     async def train_sample(self, thread: StringThread) -> Metrics | None:
         """Add the gradient of one thread."""
         if self.use_tangents:
             return await train_sft_tangents(self.model, thread)
         await self.model.train_language_modelling(thread)
         return None
-
-    async def _save(self) -> dict[str, Any]:
-        name = self._checkpoints.model_name(self.training_completion_percentage)
-        key = await self.model.save(name, inference_only=False)
-        return {"model_checkpoint_name": key, "optim_step": self.model.get_optim_step()}
-
-    async def _load(self, checkpoint: SFTCheckpointData) -> None:
-        await self.model.load(f"{SCHEME}{checkpoint.model_checkpoint_name}")
-        self.model.set_optim_step(checkpoint.optim_step)
 
 
 def per_token(records: Sequence[Metrics]) -> Metrics:
