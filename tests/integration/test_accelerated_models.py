@@ -30,8 +30,8 @@ async def greedy(client: HarmonyClient, model: str, name: str) -> tuple[str, flo
 
 
 async def test_it_is_spawned_with_its_target(client: HarmonyClient, tiny: Path, registry: Path) -> None:
-    draft = make_draft(registry / "tiny_accelerated", tiny, str(tiny), num_draft_steps=3, noise=0.002)
-    by_key = "model_registry://tiny_accelerated"
+    draft = make_draft(registry / "spawned_accelerated", tiny, str(tiny), num_draft_steps=3, noise=0.002)
+    by_key = "model_registry://spawned_accelerated"
     plain, nothing = await greedy(client, str(tiny), "plain")
     answer, acceptance = await greedy(client, by_key, "fast")
     assert (answer, nothing) == (plain, None)
