@@ -206,7 +206,7 @@ def _print_plan(console: Console, base: str, num_layers: int, prompts: Prompts, 
 
 
 def _print_learned(console: Console, learned: Learned) -> None:
-    console.print("In the job, on questions that it held out, four at a time:\n")
+    console.print("In the job, on questions that it held out, one at a time:\n")
     table = Table("draft", "acceptance", "tokens/s of an answer")
     if learned.plain_tokens_per_s is not None:
         table.add_row("none", "", f"{learned.plain_tokens_per_s:.1f}")
