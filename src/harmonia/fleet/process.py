@@ -28,6 +28,7 @@ FATAL_PREFIX = "HARMONIA-FATAL "
 """The worker's last line when it refuses to load; JSON `{"code", "message", "details"}` follows."""
 REFUSED_EXIT_CODE = 3
 _POLL_S = 0.05
+_LAST_WORDS_S = 5.0
 _KEPT_LINES = 20
 _PR_SET_PDEATHSIG = 1
 
@@ -98,13 +99,15 @@ class WorkerProcess:
             if self._socket.exists():
                 return True
             await asyncio.sleep(_POLL_S)
-        await self._reader
+        await self.wait()
         return False
 
     async def wait(self) -> None:
-        """Wait for its end."""
-        await self._process.wait()
-        await self._reader
+        """Wait for its end, and end what it started: that would hold its memory and its log."""
+        await exited(self._process)
+        self._signal(signal.SIGKILL)
+        await asyncio.wait((self._reader,), timeout=_LAST_WORDS_S)
+        self._reader.cancel()
 
     async def stop(self, timeout_s: float) -> None:
         """Ask it to end, then make it."""
@@ -112,14 +115,12 @@ class WorkerProcess:
         if self._process.returncode is None:
             self._signal(signal.SIGTERM)
             try:
-                await asyncio.wait_for(self._process.wait(), timeout_s)
+                await asyncio.wait_for(exited(self._process), timeout_s)
             except TimeoutError:
                 log.warning("worker %d did not end within %g s and is killed", self.pid, timeout_s)
-        # Also after its end: whatever it started is in its process group.
-        self._signal(signal.SIGKILL)
-        await self._process.wait()
+                self._signal(signal.SIGKILL)
+        await self.wait()
         await asyncio.gather(self._guard, return_exceptions=True)
-        await self._reader
         self._socket.unlink(missing_ok=True)
 
     async def _kill_if_silent(self, pulse: Pulse) -> None:
@@ -156,6 +157,14 @@ class WorkerProcess:
                 return
         self._lines.append(line)
         self._on_line(line)
+
+
+async def exited(process: asyncio.subprocess.Process) -> int:
+    """Wait for a process's end; its exit status. asyncio's own `wait` waits for its pipes as well: for ever where a
+    process that it left behind holds one, or where nobody reads what it wrote."""
+    while process.returncode is None:
+        await asyncio.sleep(_POLL_S)
+    return process.returncode
 
 
 async def _spawn(config: WorkerConfig, pulse_fd: int, environment: Mapping[str, str]) -> asyncio.subprocess.Process:

@@ -48,6 +48,16 @@ async def main(ctx: RecipeContext):
     await asyncio.sleep(600)
 """
 )
+LEAVING = (
+    HEAD
+    + """
+import subprocess, sys
+
+@recipe_main
+async def main(ctx: RecipeContext):
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+"""
+)
 TALKING = (
     HEAD
     + """
@@ -88,7 +98,7 @@ def sdk(plane: Plane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adap
     make_project(plane, "lab")
     folder = tmp_path_factory.mktemp("recipes")
     recipes = {"lesson": LESSON, "waiting": WAITING, "failing": FAILING, "greedy": GREEDY, "talking": TALKING}
-    recipes |= {"fleeing": FLEEING, "asking": ASKING}
+    recipes |= {"fleeing": FLEEING, "leaving": LEAVING, "asking": ASKING}
     with closing(Adaptive(base_url=plane.url, api_key=plane.api_key)) as sdk:
         sdk.set_default_project("lab")
         for name, source in recipes.items():
@@ -116,6 +126,11 @@ def test_nothing_that_a_job_started_outlives_it(plane: Plane, sdk: Adaptive) -> 
     apart = psutil.Process(int(found[1]))
     sdk.jobs.cancel(job.id)
     until(sdk, job.id, lambda _: not apart.is_running() or apart.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_job_is_done_though_something_that_it_started_is_not(plane: Plane, sdk: Adaptive) -> None:
+    job = ended(sdk, sdk.jobs.run("leaving", 0).id)
+    assert job.status.value == "COMPLETED", job.error
 
 
 def test_a_log_is_cut_where_it_is_too_long(plane: Plane, sdk: Adaptive) -> None:

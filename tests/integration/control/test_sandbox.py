@@ -139,6 +139,20 @@ async def test_output_goes_nowhere_and_forged_answers_are_refused() -> None:
     assert "no answer" in (await failure(forged)).message
 
 
+WRITES_MORE_THAN_IS_READ = """
+for fd in range(3, 20):
+    try: [os.write(fd, b'{"score": 2}\\n' * 1000) for _ in range(100)]
+    except OSError: pass
+return 1
+"""
+CLOSES_ITS_OUTPUT = "os.closerange(3, 20)\nimport time\ntime.sleep(600)"
+
+
+async def test_a_function_that_is_never_done_writing_or_never_writes_comes_to_an_end() -> None:
+    assert (await validate(function(WRITES_MORE_THAN_IS_READ))).valid, "it forged only its own score"
+    assert "closed its output" in (await failure(function(CLOSES_ITS_OUTPUT))).message
+
+
 async def test_replacing_parts_of_python_changes_nothing_outside() -> None:
     source = "import json, os\njson.dumps = os.write = os.dup = None\nasync def grade(thread): return 0.5"
     assert (await validate(source)).valid

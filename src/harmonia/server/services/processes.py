@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from harmonia.fleet.process import end_with
+from harmonia.fleet.process import end_with, exited
 
 _KEPT = (
     "PATH",
@@ -84,9 +84,9 @@ async def stop(process: asyncio.subprocess.Process, patience_s: float) -> None:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), patience_s)
+            await asyncio.wait_for(exited(process), patience_s)
     kill_group(process.pid)
-    await process.wait()
+    await exited(process)
 
 
 async def end_leftovers(variable: str, values: set[str], patience_s: float) -> int:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import math
-import os
 import signal
 import sys
 import tempfile
@@ -16,12 +15,15 @@ from typing import Any
 
 from harmonia.config.control import Graders
 from harmonia.errors import HarmoniaError, InvalidRequestError
+from harmonia.fleet.process import exited
+from harmonia.server.services import processes
 from harmonia.threads import StringThread
 
 MAX_SOURCE = 256 * 1024
 """Characters of a function's source."""
 _LINE_BYTES = 64 * 1024
 _START_SECONDS = 60.0
+_END_SECONDS = 5.0
 _CHECKS = ("syntax", "definition", "signature", "run", "result")
 _WHAT = {
     "syntax": "the source is Python",
@@ -179,7 +181,7 @@ async def _line(process: asyncio.subprocess.Process, seconds: float) -> dict[str
     except ValueError:
         raise _StoppedError(f"it wrote more than {_LINE_BYTES} bytes") from None
     if not line:
-        raise _StoppedError(_cause(await process.wait()))
+        raise _StoppedError(await _cause(process))
     try:
         answer = json.loads(line)
     except (ValueError, RecursionError):
@@ -189,7 +191,12 @@ async def _line(process: asyncio.subprocess.Process, seconds: float) -> dict[str
     return answer
 
 
-def _cause(code: int) -> str:
+async def _cause(process: asyncio.subprocess.Process) -> str:
+    """Why it will not write any more."""
+    try:
+        code = await asyncio.wait_for(exited(process), _END_SECONDS)
+    except TimeoutError:
+        return "it closed its output"
     if code == -signal.SIGXCPU:
         return "it used up its computing time"
     if code < 0:
@@ -198,9 +205,14 @@ def _cause(code: int) -> str:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()
+    """Kill it, and throw away what it wrote and nobody asked for: its pipe closes at the end of that."""
+    processes.kill_group(process.pid)
+    await exited(process)
+    assert process.stdout is not None
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_END_SECONDS):
+            while await process.stdout.read(_LINE_BYTES):
+                pass
 
 
 def _checks_in(answer: dict[str, Any]) -> list[Check]:

@@ -19,6 +19,7 @@ from harmonia.config.control import ControlConfig
 from harmonia.config.worker import CPU
 from harmonia.errors import UnavailableError
 from harmonia.fleet import LocalFleet
+from harmonia.fleet.process import exited
 from harmonia.protocol.fleet import WorkerState
 from harmonia.server.db.jobs import Job
 from harmonia.server.services import processes
@@ -124,7 +125,7 @@ class JobProcess:
         assert process.stdin is not None and process.stdout is not None
         process.stdin.close()
         reading = asyncio.create_task(log.copy(process.stdout))
-        canceled, ended = asyncio.create_task(self._canceled.wait()), asyncio.create_task(process.wait())
+        canceled, ended = asyncio.create_task(self._canceled.wait()), asyncio.create_task(exited(process))
         greedy = asyncio.create_task(_outgrown(process.pid, job.max_ram_gb))
         try:
             done, _ = await asyncio.wait(
