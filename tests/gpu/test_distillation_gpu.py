@@ -16,6 +16,7 @@ from harmonia.train.distillation import Teacher
 from harmonia.train.microbatch import Item, MicroBatch
 from harmonia.train.samples import Sample
 from harmonia.train.weights import TrainedBackbone
+from tests.gpu.waiting import no_waits
 from tests.unit.engine.runtime import CONFIG, Bench, sample
 from tests.unit.models.tiny import VOCAB, load, reference_model
 
@@ -86,10 +87,6 @@ def test_a_lesson_waits_for_nothing(model: Model) -> None:
     items = [Item((text,), Distillation(teacher="teacher"), None, None, lambda *_: None, teacher) for _ in range(3)]
     for _ in MicroBatch(student, items, num_kept=2).run():
         pass
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waits():
         for _ in MicroBatch(student, items, num_kept=2).run():
             pass
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import msgspec
 import numpy as np
 import pytest
@@ -25,6 +21,7 @@ from harmonia.train.footprint import Trained, footprint
 from harmonia.train.microbatch import Item, MicroBatch
 from harmonia.train.samples import Sample
 from harmonia.train.weights import TrainedAdapter, TrainedBackbone, random_adapter
+from tests.gpu.waiting import no_waits
 from tests.unit.engine.tiny import MODEL
 
 pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"), pytest.mark.timeout(600)]
@@ -178,18 +175,6 @@ def test_what_is_kept_does_not_change_the_gradient(full: bool, qk_norm: bool) ->
     # from run to run, and so does what the layers below make of it, at times where it is largest.
     for kept in ((3, 0), (2, 1), (0, 0)):
         assert_close(gradient_of(decoder, trained, kept), whole_P, 2e-2)
-
-
-@contextmanager
-def no_waits() -> Iterator[None]:
-    torch.cuda.synchronize()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch calls the mode a prototype
-            torch.cuda.set_sync_debug_mode("error")
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("full", [False, True])
