@@ -144,7 +144,7 @@ def test_what_is_graded_together_travels_together_and_fails_alone(sdk: Adaptive,
     assert [json.loads(each["reasoning"])["told"]["number"] for each in good] == list(range(40))
     assert bad["error"] == "InvalidRequestError" and "no such question" in bad["says"] and "'far'" in bad["says"]
     assert (logs["score/scored_samples_count"], logs["score/unscored_samples_count"]) == (40, 1)
-    assert sorted(rewards.batches) == [*[1] * 9, 9, 32], "two requests, and once more one by one what was refused with them"
+    assert sorted(rewards.batches) == [*[1] * 9, 9, 32], "two requests, and one by one what was refused"
 
 
 def test_a_server_that_is_down_and_a_judge_that_cannot_be_read(
