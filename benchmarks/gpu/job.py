@@ -32,6 +32,8 @@ class Job:
     out: str | None
     merge: tuple[str, ...]
     write_results: bool
+    accelerate: str | None = None
+    """A real model, on which the recipe for drafts is run."""
 
     @property
     def num_input(self) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from benchmarks.gpu.drafting import DRAFTS, specdec_rows
 from benchmarks.gpu.interleaving import interleave_rows
 from benchmarks.gpu.job import Job, Rows
 from benchmarks.gpu.models import release
+from benchmarks.gpu.recipe import recipe_row
 from benchmarks.gpu.serving import fp8_stage, invariant_stage, serving_stage
 from benchmarks.gpu.startup import first_token
 from benchmarks.gpu.table import MACHINE, machine, table, write_results
@@ -27,6 +30,8 @@ def run(job: Job) -> int:
                 trace(job, rows, model)
             else:
                 _measure(job, rows, model)
+        if job.accelerate is not None:
+            recipe_row(job, rows, Path(job.accelerate))
     if not job.traces:
         rows.say("\n" + table(rows))
     if job.write_results:

@@ -27,10 +27,10 @@ def test_each_row_has_its_figures(tmp_path: Path) -> None:
     assert rows["tiny/bf16/train 2x128"]["layers_kept"] == 2
 
 
-def test_drafts_propose_what_was_recorded(tmp_path: Path) -> None:
+def test_drafts_propose_what_was_recorded_and_learn_what_a_model_says(tmp_path: Path, tiny: Path) -> None:
     out = tmp_path / "rows.jsonl"
     command = ["specdec", "--device", "cpu", "--model", "tiny", "--n", "1,4", "--out", str(out)]
-    assert main(command) == 0
+    assert main([*command, "--accelerate", str(tiny)]) == 0
     rows = {row["key"]: row for row in map(json.loads, out.read_text(encoding="utf-8").splitlines())}
     for n in (1, 4):
         assert rows[f"tiny/bf16/specdec n={n} plain"]["tok_s"]
@@ -38,6 +38,14 @@ def test_drafts_propose_what_was_recorded(tmp_path: Path) -> None:
             row = rows[f"tiny/bf16/specdec n={n} acceptance {acceptance}"]
             assert row["ratio"] and (row["accepted"] == 0 or acceptance)
     assert rows["tiny/bf16/specdec divergence"]["differ"] == 0, "fp32"
+    learned = rows[f"{tiny.stem}/specdec_alignment"]
+    assert learned["tok_s"] and learned["plain_tok_s"]
+    assert 0 <= learned["acceptance before"] <= 1 and 0 <= learned["acceptance after"] <= 1
+
+
+def test_what_the_recipe_is_run_on_must_be_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["specdec", "--device", "cpu", "--model", "tiny", "--accelerate", "/nowhere"]) == 2
+    assert "/nowhere" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("acceptance", [0.0, 0.3, 0.6, 0.8, 1.0])
