@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from tests.integration.conftest import Server, start_server
 
 MESSAGES = [{"role": "user", "content": "Tell me something, and tell me something again."}]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+WINDOW = {"type": "object", "properties": {"is_open": {"type": "boolean"}}, "required": ["is_open"]}
+WINDOWS = {"type": "array", "items": {**WINDOW, "additionalProperties": False}, "minItems": 3, "maxItems": 3}
 REQUESTS = [
     {"temperature": 0, "max_tokens": 40},
     {"temperature": 1, "seed": 3, "max_tokens": 40, "n": 2},
@@ -24,6 +27,13 @@ REQUESTS = [
         "seed": 6,
         "max_tokens": 30,
         "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}},
+    },
+    {
+        "temperature": 0,
+        "max_tokens": 100,
+        "n": 2,
+        "logprobs": True,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "windows", "schema": WINDOWS}},
     },
 ]
 
@@ -41,7 +51,9 @@ def answer(server: Server, settings: dict[str, object]) -> ChatCompletion:
         return client.chat.completions.create(model="tiny", messages=MESSAGES, **settings)  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("settings", REQUESTS, ids=["greedy", "seeded", "logprobs", "penalty-and-stop", "schema"])
+@pytest.mark.parametrize(
+    "settings", REQUESTS, ids=["greedy", "seeded", "logprobs", "penalty-and-stop", "schema", "greedy-schema"]
+)
 def test_answers_are_those_of_a_server_without_a_draft(
     server: Server, drafted: Server, settings: dict[str, object]
 ) -> None:
@@ -76,6 +88,13 @@ def test_acceptance_is_told(server: Server, tiny: Path) -> None:
     lines = {line.split("{")[0]: float(line.split()[-1]) for line in metrics.splitlines() if "tokens_total{" in line}
     assert lines["harmonia_drafted_tokens_total"] == lines["harmonia_accepted_tokens_total"] > 0
     assert answer(server, REQUESTS[0]).usage.completion_tokens_details is None  # type: ignore[union-attr]
+
+
+def test_what_a_schema_forces_is_proposed(drafted: Server) -> None:
+    answered = answer(drafted, REQUESTS[-1])
+    assert [len(json.loads(choice.message.content or "")) for choice in answered.choices] == [3, 3]
+    assert answered.usage is not None and answered.usage.completion_tokens_details is not None
+    assert (answered.usage.completion_tokens_details.accepted_prediction_tokens or 0) > 20
 
 
 def test_a_draft_that_reads_other_tokens_is_refused_at_start(tiny: Path, tmp_path: Path) -> None:

@@ -215,10 +215,10 @@ def _rows(ordered: list[Work]) -> tuple[list[Work], np.ndarray]:
 
 
 def _fed(rows: list[Work], fed: np.ndarray, slots: np.ndarray, max_running: int) -> tuple[np.ndarray, np.ndarray]:
-    """Whose last tokens are on the device only, and where; those that were looked up stand with the known ones."""
+    """Whose last tokens are on the device only, and where; those that no draft made stand with the known ones."""
     proposals = np.array([item.proposal for item in rows])
-    looked_up = np.array([item.sequence.instance.drafter is Drafter.NGRAM for item in rows])
-    return fed & ~(looked_up & (proposals > 0)), kept_places(slots, proposals, max_running)
+    is_written = np.array([item.sequence.drafter is not Drafter.MODEL for item in rows])
+    return fed & ~(is_written & (proposals > 0)), kept_places(slots, proposals, max_running)
 
 
 def _kept_samples(

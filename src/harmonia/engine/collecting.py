@@ -46,9 +46,13 @@ class Collector:
         sequence.num_sampling -= 1 + num_drafted
         if num_drafted:
             self._settle(sequence, result.work, len(result.token_ids) - 1)
+        num_wanted = 0
+        if sequence.request.constrained:
+            num_wanted = self._drafts.num_wanted(sequence)
+            sequence.ask(num_wanted)
         self._observe_tokens(sequence, now, num_new, is_first=is_first)
         if not (is_first or reason or result.scores or num_drafted):
-            return SequenceOutput(seq_id=seq_id, token_ids=result.token_ids, version=version)
+            return SequenceOutput(seq_id=seq_id, token_ids=result.token_ids, version=version, num_wanted=num_wanted)
         return SequenceOutput(
             seq_id=seq_id,
             token_ids=result.token_ids[:num_new],
@@ -60,6 +64,7 @@ class Collector:
             prompt_scores=_prompt_scores(sequence) if is_first else (),
             num_drafted=num_drafted,
             num_accepted=len(result.token_ids) - 1,
+            num_wanted=num_wanted,
         )
 
     def _settle(self, sequence: Sequence, work: Work, num_accepted: int) -> None:

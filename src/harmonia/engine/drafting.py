@@ -7,7 +7,7 @@ that costs acceptance, never a right answer.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence as Items
 
 import numpy as np
@@ -31,20 +31,19 @@ with proposals, some more after a trial without."""
 class DraftScheduler:
     """The share of proposals in scheduling."""
 
-    def __init__(
-        self, speculation: Speculation, pool: BlockPool, *, draft_len: int, max_tokens: int, max_rows: int
-    ) -> None:
+    def __init__(self, pool: BlockPool, *, draft_len: int, max_tokens: int, max_rows: int) -> None:
         """draft_len: positions that the draft knows; 0 without one.
 
         max_tokens: of one pass of it. max_rows: that one step of the target samples from.
         """
-        self._speculation = speculation
+        self._speculations = defaultdict[frozenset[Drafter], Speculation](lambda: Speculation(MAX_DRAFT_STEPS))
+        """By who proposes: what a grammar forces is right far more often than what a draft guesses, and costs less."""
         self._pool = pool
         self._draft_len = draft_len
         self._max_tokens = max_tokens
         self._max_rows = max_rows
-        self._wanted = Counter[int]()
-        """Queued or running sequences with a draft, by the proposals that they get at most."""
+        self._wanted = Counter[tuple[Drafter, int]]()
+        """Queued or running sequences with a draft, by who proposes and how many they get at most."""
         self._has_draft = np.zeros(0, dtype=bool)
         """Blocks in which the draft's half is computed, too."""
         # Of the step that is being put together, or of the last one:
@@ -74,13 +73,13 @@ class DraftScheduler:
 
     def add(self, sequence: Sequence) -> None:
         """It came into the queue."""
-        if sequence.may_draft:
-            self._wanted[sequence.draft_limit] += 1
+        if sequence.drafter is not None and sequence.may_draft:
+            self._wanted[sequence.drafter, sequence.draft_limit] += 1
 
     def remove(self, sequence: Sequence) -> None:
         """It ended."""
-        if sequence.may_draft:
-            self._wanted -= Counter((sequence.draft_limit,))
+        if sequence.drafter is not None and sequence.may_draft:
+            self._wanted -= Counter([(sequence.drafter, sequence.draft_limit)])
 
     def choose(self, num_known: int, max_running: int) -> bool:
         """Choose how many tokens the next step proposes; to be asked once, before it is put together.
@@ -91,9 +90,11 @@ class DraftScheduler:
         was_active, self._choice = self._choice.num_steps > 0, NO_PROPOSALS
         if self._wanted:
             num_sequences = min(num_known, max_running)
-            most = min(max(self._wanted), self._max_rows // num_sequences - 1)
+            most = min(max(limit for _, limit in self._wanted), self._max_rows // num_sequences - 1)
             share = self._wanted.total() / num_known
-            self._choice = self._speculation.choose(num_sequences, share, most)
+            drafters = frozenset(drafter for drafter, _ in self._wanted)
+            choice = self._speculations[drafters].choose(num_sequences, share, most)
+            self._choice = choice._replace(drafters=drafters)
         return was_active or self._choice.num_steps > 0
 
     def begin(self) -> None:
@@ -104,6 +105,10 @@ class DraftScheduler:
         if not choice.in_earnest:
             self._rows_left = min(self._rows_left, _PROBE_ROWS)
 
+    def num_wanted(self, sequence: Sequence) -> int:
+        """Proposals to ask for with the next masks of a sequence under a grammar, going by what was chosen last."""
+        return min(self._choice.num_steps, sequence.max_draft_steps)
+
     def propose(self, sequence: Sequence, room: int) -> int:
         """Proposals for a sequence whose next token is due, with room for so many."""
         wanted = min(self._choice.num_steps, sequence.max_draft_steps)
@@ -111,10 +116,26 @@ class DraftScheduler:
         num_steps = min(wanted, room, self._rows_left)
         if num_steps <= 0 or sequence.num_sampling:
             return 0
-        by_model = sequence.instance.drafter is Drafter.MODEL
-        num_steps = self._take_in(sequence, num_steps) if by_model else self._look_up(sequence, num_steps)
+        num_steps = self._find(sequence, num_steps)
         self._rows_left -= num_steps
         return num_steps
+
+    def _find(self, sequence: Sequence, num_steps: int) -> int:
+        """How many proposals there are, up to so many; what need not be computed is written behind the known tokens."""
+        if sequence.drafter is Drafter.MODEL:
+            return self._take_in(sequence, num_steps)
+        known = sequence.num_tokens
+        if sequence.drafter is Drafter.NGRAM:
+            found = look_up(sequence.tokens[:known], num_steps)
+        else:
+            found = sequence.given[:num_steps]
+            if not sequence.num_asked:  # a trial began after the masks were made: it says nothing of proposals
+                self._is_typical = False
+                return 0
+        sequence.tokens[known : known + len(found)] = found
+        if not len(found):
+            self.note(num_steps, 0)  # as good as wrong
+        return len(found)
 
     def _take_in(self, sequence: Sequence, num_steps: int) -> int:
         """Proposals of the draft, if it gets to know all tokens of the sequence in this step."""
@@ -127,19 +148,11 @@ class DraftScheduler:
         self._room -= num_missing
         return min(num_steps, self._draft_len + 1 - sequence.num_tokens)
 
-    def _look_up(self, sequence: Sequence, num_steps: int) -> int:
-        known = sequence.num_tokens
-        found = look_up(sequence.tokens[:known], num_steps)
-        sequence.tokens[known : known + len(found)] = found
-        if not len(found):
-            self._speculation.note(num_steps, 0)  # as good as wrong
-        return len(found)
-
     def passes(self, work: Items[Work]) -> tuple[list[Work], ...]:
         """What the draft computes in this step: what it stayed behind, then one proposal after another."""
         if not self._choice.num_steps:
             return ()
-        drafted = [item for item in work if item.sequence.instance.drafter is Drafter.MODEL]
+        drafted = [item for item in work if item.sequence.drafter is Drafter.MODEL]
         first = [catch_up for item in drafted if (catch_up := self._catch_up(item)) is not None]
         proposing = [item for item in drafted if item.num_drafted]
         for item in proposing:
@@ -176,11 +189,12 @@ class DraftScheduler:
         is_typical = schedule.is_typical and schedule.choice.num_steps == self._last.num_steps
         self._last = schedule.choice
         if self._wanted and schedule.choice.num_sequences:
-            self._speculation.observe(schedule.choice, seconds, num_tokens / len(schedule.work), is_typical=is_typical)
+            speculation = self._speculations[schedule.choice.drafters]
+            speculation.observe(schedule.choice, seconds, num_tokens / len(schedule.work), is_typical=is_typical)
 
     def note(self, num_proposed: int, num_accepted: int) -> None:
         """Of the proposals for a sequence, so many were right."""
-        self._speculation.note(num_proposed, num_accepted)
+        self._speculations[self._choice.drafters].note(num_proposed, num_accepted)
 
     def settle(self, sequence: Sequence) -> None:
         """After a step: what was refused is not in the draft's cache."""
@@ -195,7 +209,7 @@ class DraftScheduler:
 
     def publish(self, sequence: Sequence, index: int) -> None:
         """A block of a sequence may be found by others from now on."""
-        if sequence.instance.drafter is not Drafter.MODEL and not len(self._has_draft):
+        if sequence.drafter is not Drafter.MODEL and not len(self._has_draft):
             return
         if len(self._has_draft) < self._pool.num_blocks:
             grown = self._pool.num_blocks - len(self._has_draft)

@@ -21,7 +21,6 @@ from harmonia.engine.requests import (
 from harmonia.engine.runner import Launched, Runner
 from harmonia.engine.scheduler import Scheduler
 from harmonia.engine.sequence import Instance, Sequence, State
-from harmonia.engine.speculation import Speculation
 from harmonia.engine.stats import EngineStats, StatsRecorder
 from harmonia.engine.training import Training
 from harmonia.errors import (
@@ -32,7 +31,6 @@ from harmonia.errors import (
     SequenceTooLongError,
     UnavailableError,
 )
-from harmonia.protocol.instances import MAX_DRAFT_STEPS
 from harmonia.train.scalar_head import ScalarHead
 
 
@@ -46,11 +44,9 @@ class Engine:
         plan = backbone.plan
         self.backbone = backbone
         self.training = Training(backbone.decoder)
-        self._speculation = Speculation(MAX_DRAFT_STEPS)
         draft_len = 0 if backbone.draft is None else backbone.draft.decoder.config.max_seq_len
         assert plan.scheduler.max_batch_tokens is not None, "the plan resolves it"
         self._drafts = DraftScheduler(
-            self._speculation,
             backbone.pool,
             draft_len=draft_len,
             max_tokens=plan.scheduler.max_batch_tokens,
@@ -127,7 +123,8 @@ class Engine:
             self._stats.counters["batch_tokens"] += launched.batch.num_tokens
         if len(self._in_flight) > (self._num_overlapped if schedule is not None else 0):
             outputs += self._finish()
-        if self._stalled or not self.has_work:
+        # Waiting for masks is part of the next step's time, which proposals save or prolong.
+        if not self.has_work or (self._stalled and not self._scheduler.awaits_masks):
             self._busy_since = None
         return outputs
 
@@ -184,6 +181,8 @@ class Engine:
         if sequence is not None:
             self._scheduler.finish(sequence)
             self._stats.models[sequence.instance.key].counters["cancelled"] += 1
+        if not self.has_work:
+            self._busy_since = None
 
     def hold(self, seq_id: int) -> None:
         """Pause a sequence until `release`."""
@@ -195,11 +194,15 @@ class Engine:
         if seq_id in self._sequences:
             self._sequences[seq_id].held = False
 
-    def provide_mask(self, seq_id: int, num_generated: int, mask: bytes) -> None:
-        """Allowed tokens, one bit each, for the token after `num_generated` generated ones."""
+    def provide_mask(self, seq_id: int, num_generated: int, masks: bytes, proposals: bytes = b"") -> None:
+        """Allowed tokens, one bit each, for the token after `num_generated` generated ones.
+
+        proposals: int32, tokens that may come there, up to `SequenceOutput.num_wanted`; the mask of what follows each
+        of them stands behind the first one.
+        """
         sequence = self._sequences.get(seq_id)
         if sequence is not None:
-            sequence.masks = {num_generated: mask}
+            sequence.allow(num_generated, masks, unpack_ids(proposals))
 
     def close_session(self, session_id: str) -> None:
         """Give up a session's claim on its cache blocks."""

@@ -118,6 +118,8 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Tokens that were proposed in this step."""
     num_accepted: int = 0
     """Of these, the ones that were right."""
+    num_wanted: int = 0
+    """Proposals that are wanted with the next masks; only under a grammar."""
     embedding: bytes = b""
     """float32, for `embed` requests."""
     values: bytes | None = None

@@ -131,7 +131,7 @@ class Launched:
 def _proposals(batch: Batch, kept: _Kept | None) -> list[list[int]]:
     if kept is not None and batch.num_drafted:
         return kept.proposals(batch)
-    # Those that were looked up stand with the known tokens.
+    # Those that no draft made stand with the known tokens.
     return [
         work.sequence.tokens[work.start + work.count - work.num_drafted : work.start + work.count].tolist()
         for work in batch.work

@@ -165,10 +165,10 @@ class Runtime:
         for lane in self._lanes:
             lane.engine.release(seq_id)
 
-    def provide_mask(self, seq_id: int, num_generated: int, mask: bytes) -> None:
-        """Allowed tokens, one bit each, for the token after `num_generated` generated ones."""
+    def provide_mask(self, seq_id: int, num_generated: int, masks: bytes, proposals: bytes = b"") -> None:
+        """Allowed tokens, one bit each, for the token after `num_generated` generated ones; see the engine."""
         for lane in self._lanes:
-            lane.engine.provide_mask(seq_id, num_generated, mask)
+            lane.engine.provide_mask(seq_id, num_generated, masks, proposals)
 
     def close_session(self, session_id: str) -> None:
         """Give up a session's claim on its cache blocks."""

@@ -125,6 +125,11 @@ class Scheduler:
 
     # ------------------------------------------------------------------------------------------- one step
 
+    @property
+    def awaits_masks(self) -> bool:
+        """Some running sequence could go on if its grammar's mask were there."""
+        return any(sequence.lacks_mask and not sequence.held for sequence in self.running)
+
     def needs_results(self) -> bool:
         """Choose how many tokens the next step proposes; whether what is on its way must be read before.
 

@@ -24,6 +24,8 @@ class Drafter(Enum):
     MODEL = "model"
     NGRAM = instances.NGRAM
     """What followed the last tokens when they stood in the prompt or the answer before."""
+    GRAMMAR = "grammar"
+    """Whoever holds the grammar that the answer follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,11 @@ class Sequence:
     held: bool = False
     """The consumer asked for a pause."""
     masks: dict[int, bytes] = field(default_factory=dict)
-    """Grammar masks by number of generated tokens before them."""
+    """Grammar masks by number of generated tokens before them: for the next token, and behind each of `given`."""
+    given: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int32))
+    """Tokens that were proposed with the masks."""
+    num_asked: int = 0
+    """Proposals that were asked for with these masks."""
     started_s: float | None = None
     """When it first ran."""
     last_token_s: float | None = None
@@ -165,13 +171,24 @@ class Sequence:
             return True
         if self.num_tokens + self.num_sampling >= self.max_total and self.generates:
             return True
-        return self.request.constrained and self.num_generated + self.num_sampling not in self.masks
+        return self.lacks_mask
+
+    @property
+    def lacks_mask(self) -> bool:
+        """It follows a grammar of which nobody has said yet what it allows next."""
+        return self.request.constrained and (self.num_sampling > 0 or self.num_generated not in self.masks)
+
+    @property
+    def drafter(self) -> Drafter | None:
+        """Who proposes its tokens. A draft's own proposals would come without masks."""
+        if self.instance.drafter is not None and self.request.constrained:
+            return Drafter.GRAMMAR
+        return self.instance.drafter
 
     @property
     def may_draft(self) -> bool:
-        """Tokens may be proposed for it: a grammar's mask is known for the next one only."""
-        is_wanted = self.instance.drafter is not None and self.draft_limit > 0
-        return is_wanted and self.generates and not self.request.constrained
+        """Tokens may be proposed for it."""
+        return self.drafter is not None and self.draft_limit > 0 and self.generates
 
     @property
     def draft_limit(self) -> int:
@@ -204,6 +221,19 @@ class Sequence:
         if self.request.score is not None:
             return self.request.score.first_row
         return self.num_tokens - 1
+
+    def allow(self, num_generated: int, masks: bytes, given: np.ndarray) -> None:
+        """Take masks, one behind another, for the token after so many generated ones and after each proposal."""
+        size = len(masks) // (1 + len(given))
+        places = range(1 + len(given))
+        self.masks = {num_generated + place: masks[place * size : (place + 1) * size] for place in places}
+        self.given = given
+
+    def ask(self, num_wanted: int) -> None:
+        """A token came: what was said of its place is over, and so many proposals are wanted next."""
+        self.masks.clear()
+        self.given = self.given[:0]
+        self.num_asked = num_wanted
 
     def rebase(self, instance: Instance) -> None:
         """Take a newer version of its instance, before anything was computed."""

@@ -15,6 +15,8 @@ from itertools import accumulate
 from operator import mul
 from typing import NamedTuple
 
+from harmonia.engine.sequence import Drafter
+
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Numbers of sequences that are told apart."""
 _MEMORY = 0.9
@@ -44,6 +46,8 @@ class Choice(NamedTuple):
     """Proposals for each."""
     in_earnest: bool = True
     """False: drafting does not pay and this is a trial, for which a draft must not read much that it stayed behind."""
+    drafters: frozenset[Drafter] = frozenset()
+    """Who makes them."""
 
 
 NO_PROPOSALS = Choice(0, 0)

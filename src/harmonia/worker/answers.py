@@ -8,7 +8,7 @@ from harmonia.engine.requests import SequenceOutput, TokenScore
 from harmonia.protocol.messages import Delta, TokenLogprob, ToolCall
 from harmonia.protocol.threads import Fragment, FunctionCall, StructuredOutput, Text, TokenThreadData, TokenTurn
 from harmonia.worker.detokenize import Detokenizer, TokenTable
-from harmonia.worker.grammar import Grammar
+from harmonia.worker.lookahead import Guide
 from harmonia.worker.stops import StopScanner
 from harmonia.worker.tools import ToolParser
 
@@ -57,9 +57,9 @@ class AnswerText:
 class Answer:
     """One of the n answers to a request."""
 
-    def __init__(self, index: int, text: AnswerText, grammar: Grammar | None, table: TokenTable) -> None:
+    def __init__(self, index: int, text: AnswerText, guide: Guide | None, table: TokenTable) -> None:
         self.index = index
-        self.grammar = grammar
+        self.guide = guide
         self.num_tokens = 0
         self.num_drafted = self.num_accepted = 0
         self.finish_reason: str | None = None
@@ -109,9 +109,9 @@ class Answer:
         return "".join(texts), kept
 
     def _ends_here(self, token_id: int) -> bool:
-        if self.grammar is not None:
-            self.grammar.consume(token_id)
-            if self.grammar.complete:
+        if self.guide is not None:
+            self.guide.consume(token_id)
+            if self.guide.complete:
                 return True
         return self._text.stopped
 

@@ -56,6 +56,14 @@ class Grammar:
         if not self._matcher.consume_token(token_id):
             raise _refusal(self._matcher.get_error())
 
+    def copy(self) -> Grammar:
+        """The same state, from which to go elsewhere."""
+        return Grammar(self._matcher.deep_copy())
+
+    def forced(self) -> tuple[bytes, list[int]]:
+        """Text that must come next, and the tokens of it that whatever follows does not change."""
+        return self._matcher.compute_ff_bytes(), self._matcher.compute_ff_tokens()
+
     def mask(self) -> bytes:
         """One bit per token: allowed next. Releases the interpreter's lock."""
         mask = self._matcher.compute_bitmask()

@@ -24,6 +24,7 @@ from harmonia.worker.calls import Functions
 from harmonia.worker.chat import template_args, template_messages, template_tools
 from harmonia.worker.detokenize import Detokenizer, TokenTable
 from harmonia.worker.grammar import Compiled, GrammarCompiler
+from harmonia.worker.lookahead import Guide, Habits
 from harmonia.worker.samples import Sample, read_sample, sample_chars
 from harmonia.worker.spans import RequestSpans
 from harmonia.worker.stops import check_stops
@@ -63,6 +64,7 @@ class Intake:
         self._executor = executor
         self._table = TokenTable(tokenizer, limits.vocab_size)
         self._grammars = GrammarCompiler(tokenizer, self._table, executor, config.max_grammar_bytes)
+        self._habits = Habits(self._table)
         template = tokenizer.chat_template.sources if tokenizer.chat_template else {}
         self._forms = forms_for(limits.family, "\n".join(template.values()))
         self._shown = self._special_tags(self._forms)
@@ -302,7 +304,8 @@ class Intake:
             shown=self._shown if request.parse_tools else None,
         )
         text = AnswerText(detokenizer, request.sampling.stop, tools, request.sampling.min_tokens)
-        return Answer(index, text, grammar.start() if grammar else None, self._table)
+        guide = Guide(grammar.start(), ids, self._habits) if grammar else None
+        return Answer(index, text, guide, self._table)
 
     def _engine_sampling(self, sampling: SamplingParams, index: int, room: int) -> SamplingParams:
         """One answer's own: seed, length that fits, and only what the engine handles."""

@@ -69,6 +69,9 @@ class Mask(_Word, frozen=True):
     seq_id: int
     num_generated: int
     allowed: bytes
+    """One bit per token; behind it the same for what follows each proposal."""
+    proposals: bytes = b""
+    """int32: tokens that may come."""
 
 
 class EndSession(_Word, frozen=True):

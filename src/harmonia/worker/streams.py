@@ -10,16 +10,19 @@ from concurrent.futures import Executor
 from typing import Protocol
 
 from harmonia import log
-from harmonia.engine.requests import SequenceOutput, SequenceRequest
+from harmonia.engine.requests import SequenceOutput, SequenceRequest, pack_ids
 from harmonia.errors import HarmoniaError, from_code
 from harmonia.protocol.instances import Scored
 from harmonia.protocol.messages import Delta, Embedded, Failed, Finished, Usage
 from harmonia.worker.answers import Answer, ThreadDraft, joined
-from harmonia.worker.grammar import Grammar
 from harmonia.worker.link import NO_TURN, Add, Command, Drop, Hold, Mask, Release, Turn
+from harmonia.worker.lookahead import Ahead, Guide
 from harmonia.worker.spans import RequestSpans
 
 _log = log.get_logger(__name__)
+
+_PROPOSING_S = 0.004
+"""What proposals for the answers of one step may take in all: those behind wait for it. A mask takes 0.1 ms."""
 
 Message = Delta | Finished | Failed | Embedded | Scored
 
@@ -95,9 +98,9 @@ class Generation(Work):
         super().begin(seq_ids)
         self._answers = dict(zip(seq_ids, self._waiting, strict=True))
 
-    def grammar(self, seq_id: int) -> Grammar | None:
-        """The grammar that needs a mask for this sequence's next token."""
-        return self._answers[seq_id].grammar if seq_id in self.live else None
+    def guide(self, seq_id: int) -> Guide | None:
+        """Who must say what may come next in this sequence."""
+        return self._answers[seq_id].guide if seq_id in self.live else None
 
     def num_tokens(self, seq_id: int) -> int:
         """Generated so far."""
@@ -244,7 +247,7 @@ class Streams:
 
     def take(self, outputs: Sequence[SequenceOutput], turn: Turn = NO_TURN) -> None:
         """Hand each output of a step to its request."""
-        constrained: list[tuple[Generation, int, Grammar]] = []
+        guided: list[tuple[Generation, Guide, SequenceOutput]] = []
         for output in outputs:
             work = self._owners.get(output.seq_id)
             if work is None:
@@ -260,10 +263,10 @@ class Streams:
                 _log.exception("request %s failed", work.request_id)
                 self.fail(work, HarmoniaError("internal error of the worker; its log says more"))
                 continue
-            if isinstance(work, Generation) and (grammar := work.grammar(output.seq_id)) is not None:
-                constrained.append((work, output.seq_id, grammar))
-        if constrained:
-            self._make_masks(constrained)
+            if isinstance(work, Generation) and (guide := work.guide(output.seq_id)) is not None:
+                guided.append((work, guide, output))
+        if guided:
+            self._make_masks(guided)
 
     def _take(self, work: Work, output: SequenceOutput) -> None:
         if output.error is not None:
@@ -276,31 +279,35 @@ class Streams:
             if output.finish_reason is None and not output.embedding and output.values is None:
                 self._device.send(Drop((output.seq_id,)))  # ended here, by a stop string or a grammar
 
-    def _make_masks(self, wanted: list[tuple[Generation, int, Grammar]]) -> None:
+    def _make_masks(self, guided: Sequence[tuple[Generation, Guide, SequenceOutput]]) -> None:
         """Compute masks in a thread, all of a step in one job, and send them on."""
-        numbers = [work.num_tokens(seq_id) for work, seq_id, _ in wanted]
-        grammars = [grammar for _, _, grammar in wanted]
-        job = asyncio.get_running_loop().run_in_executor(self._executor, _masks, grammars)
+        places = [(output.seq_id, work.num_tokens(output.seq_id)) for work, _, output in guided]
+        asked = [(guide, output.num_wanted) for _, guide, output in guided]
+        job = asyncio.get_running_loop().run_in_executor(self._executor, _look_ahead, asked)
 
-        def send(done: asyncio.Future[list[bytes | HarmoniaError]]) -> None:
-            for (work, seq_id, _), number, mask in zip(wanted, numbers, done.result(), strict=True):
+        def send(done: asyncio.Future[list[Ahead | HarmoniaError]]) -> None:
+            for (work, _, _), (seq_id, num_tokens), ahead in zip(guided, places, done.result(), strict=True):
                 if seq_id not in work.live:
                     continue
-                if isinstance(mask, HarmoniaError):
-                    self.fail(work, mask)
+                if isinstance(ahead, HarmoniaError):
+                    self.fail(work, ahead)
                 else:
-                    self._device.send(Mask(seq_id, number, mask))
+                    self._device.send(Mask(seq_id, num_tokens, ahead.masks, pack_ids(ahead.proposals)))
 
         job.add_done_callback(send)
 
 
-def _masks(grammars: Sequence[Grammar]) -> list[bytes | HarmoniaError]:
-    return [_mask(grammar) for grammar in grammars]
+def _look_ahead(asked: Sequence[tuple[Guide, int]]) -> list[Ahead | HarmoniaError]:
+    """Every answer gets its mask, and an equal share of the time that proposals may take."""
+    begun_s, share_s = time.monotonic(), _PROPOSING_S / len(asked)
+    return [
+        _ahead(guide, num_wanted, begun_s + place * share_s) for place, (guide, num_wanted) in enumerate(asked, start=1)
+    ]
 
 
-def _mask(grammar: Grammar) -> bytes | HarmoniaError:
+def _ahead(guide: Guide, num_wanted: int, until_s: float) -> Ahead | HarmoniaError:
     try:
-        return grammar.mask()
+        return guide.ahead(num_wanted, until_s)
     except HarmoniaError as error:
         return error
 

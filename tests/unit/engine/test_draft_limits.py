@@ -10,7 +10,7 @@ import pytest
 from harmonia.engine.requests import SequenceRequest, pack_ids
 from harmonia.protocol.sampling import SamplingParams
 from tests.unit.engine.runtime import Bench
-from tests.unit.models.tiny import reference_model
+from tests.unit.models.tiny import VOCAB, reference_model
 
 PROMPT = [3, 5, 8, 13, 21] * 4
 
@@ -38,6 +38,44 @@ def asked(folder: str, wanted: int | None) -> tuple[list[int], list[int]]:
     bench.runtime.add(request)
     bench.drain()
     return bench.tokens(1), [output.num_drafted for output in bench.outputs[1]]
+
+
+def guided(folder: str, wanted: int | None, right: list[int], *, wrong_from: int) -> tuple[list[int], Bench]:
+    """The answer under a grammar that allows everything, whose keeper knows what comes, up to a place in each step."""
+    bench = Bench()
+    bench.spawn("model", folder, draft=folder, num_draft_steps=4)
+    sampling = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
+    request = SequenceRequest(
+        seq_id=1,
+        model="model",
+        token_ids=pack_ids(tuple(PROMPT)),
+        sampling=sampling,
+        arrival_s=time.monotonic(),
+        num_draft_steps=wanted,
+        constrained=True,
+    )
+    bench.runtime.add(request)
+    mask, num_wanted = b"\xff" * (VOCAB // 8), 0
+    while bench.runtime.has_work:
+        known = len(bench.tokens(1)) if 1 in bench.outputs else 0
+        given = [(token + (place >= wrong_from)) % VOCAB for place, token in enumerate(right[known:][:num_wanted])]
+        bench.runtime.provide_mask(1, known, mask * (1 + len(given)), pack_ids(given))
+        bench.step()
+        bench.step()  # without new masks nothing more comes
+        assert len(bench.outputs[1]) == 1 or bench.tokens(1)[:known] == right[:known]
+        num_wanted = bench.outputs[1][-1].num_wanted
+    return bench.tokens(1), bench
+
+
+@pytest.mark.parametrize("wrong_from", [0, 2, 9])
+def test_whoever_holds_the_grammar_is_asked_for_as_many(folder: str, wrong_from: int) -> None:
+    plain, _ = asked(folder, 0)
+    for wanted, most in ((0, 0), (1, 1), (3, 3), (None, 4), (8, 4)):
+        answer, bench = guided(folder, wanted, plain, wrong_from=wrong_from)
+        assert answer == plain
+        assert max(output.num_wanted for output in bench.outputs[1]) == most
+        assert max(output.num_drafted for output in bench.outputs[1]) == most
+        assert max(output.num_accepted for output in bench.outputs[1]) == min(most, wrong_from)
 
 
 def test_a_request_says_how_many_tokens_are_proposed(folder: str) -> None:

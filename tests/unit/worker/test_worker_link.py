@@ -18,6 +18,7 @@ from harmonia.engine.requests import (
     SequenceOutput,
     SequenceRequest,
     TrainRequest,
+    pack_ids,
 )
 from harmonia.errors import AdapterLimitError, OverloadedError, UnsupportedModelError
 from harmonia.protocol.instances import SpawnSpec
@@ -95,8 +96,8 @@ class Notes:
     def release(self, seq_id: int) -> None:
         self.held.discard(seq_id)
 
-    def provide_mask(self, seq_id: int, num_generated: int, mask: bytes) -> None:
-        self.calls.append(("mask", seq_id, num_generated, mask))
+    def provide_mask(self, seq_id: int, num_generated: int, masks: bytes, proposals: bytes = b"") -> None:
+        self.calls.append(("mask", seq_id, num_generated, masks, proposals))
 
     def close_session(self, session_id: str) -> None:
         self.calls.append(("close", session_id))
@@ -202,9 +203,9 @@ def test_held_sequences_wait_without_steps(peer_and_engine) -> None:
     steps = peer.event().value["steps"]
     peer.send(Measure(2))
     assert peer.event().value["steps"] <= steps + 2
-    peer.send(Mask(1, 0, b"\xff"), Release((1,)))
+    peer.send(Mask(1, 0, b"\xff\x01", pack_ids((7,))), Release((1,)))
     assert peer.event().outputs[0].seq_id == 1
-    assert engine.calls == [("mask", 1, 0, b"\xff")]
+    assert engine.calls == [("mask", 1, 0, b"\xff\x01", pack_ids((7,)))]
 
 
 def test_dropped_sequences_say_nothing(peer_and_engine) -> None:
