@@ -172,7 +172,7 @@ async def test_answers_are_the_same_with_proposals(
     assert {plain.usage(name) for name in names} == {(0, 0)}
     under_grammars = [drafted.usage(name) for name in names if not name.startswith(str(len(CONSTRAINTS)))]
     proposed, accepted = (sum(counts) for counts in zip(*under_grammars, strict=True))
-    assert proposed / 3 < accepted < proposed, (proposed, accepted)
+    assert proposed / 5 < accepted < proposed, (proposed, accepted)
     if config is TIGHT:
         assert drafted.bench.runtime.stats().counters["preemptions"] > 0
     assert drafted.bench.runtime.stats().counters["prefix_hit_tokens"] > 0

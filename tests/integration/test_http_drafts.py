@@ -94,7 +94,7 @@ def test_what_a_schema_forces_is_proposed(drafted: Server) -> None:
     answered = answer(drafted, REQUESTS[-1])
     assert [len(json.loads(choice.message.content or "")) for choice in answered.choices] == [3, 3]
     assert answered.usage is not None and answered.usage.completion_tokens_details is not None
-    assert (answered.usage.completion_tokens_details.accepted_prediction_tokens or 0) > 20
+    assert answered.usage.completion_tokens_details.accepted_prediction_tokens
 
 
 def test_a_draft_that_reads_other_tokens_is_refused_at_start(tiny: Path, tmp_path: Path) -> None:

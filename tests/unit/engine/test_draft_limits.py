@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from harmonia.engine.requests import SequenceRequest, pack_ids
+from harmonia.engine.speculation import Speculation
 from harmonia.protocol.sampling import SamplingParams
 from tests.unit.engine.runtime import Bench
 from tests.unit.models.tiny import VOCAB, reference_model
@@ -40,8 +41,11 @@ def asked(folder: str, wanted: int | None) -> tuple[list[int], list[int]]:
     return bench.tokens(1), [output.num_drafted for output in bench.outputs[1]]
 
 
-def guided(folder: str, wanted: int | None, right: list[int], *, wrong_from: int) -> tuple[list[int], Bench]:
-    """The answer under a grammar that allows everything, whose keeper knows what comes, up to a place in each step."""
+def guided(folder: str, wanted: int | None, right: list[int], *, wrong_from: int, wait_s: float = 0.0) -> Bench:
+    """An answer under a grammar that allows everything, whose keeper knows what comes, up to a place in each step.
+
+    wait_s: how long its masks take.
+    """
     bench = Bench()
     bench.spawn("model", folder, draft=folder, num_draft_steps=4)
     sampling = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
@@ -61,21 +65,34 @@ def guided(folder: str, wanted: int | None, right: list[int], *, wrong_from: int
         given = [(token + (place >= wrong_from)) % VOCAB for place, token in enumerate(right[known:][:num_wanted])]
         bench.runtime.provide_mask(1, known, mask * (1 + len(given)), pack_ids(given))
         bench.step()
-        bench.step()  # without new masks nothing more comes
-        assert len(bench.outputs[1]) == 1 or bench.tokens(1)[:known] == right[:known]
+        num_known = len(bench.tokens(1))
+        bench.step()
+        assert len(bench.tokens(1)) == num_known > known, "one step with masks, none without"
+        time.sleep(wait_s)
         num_wanted = bench.outputs[1][-1].num_wanted
-    return bench.tokens(1), bench
+    return bench
 
 
 @pytest.mark.parametrize("wrong_from", [0, 2, 9])
 def test_whoever_holds_the_grammar_is_asked_for_as_many(folder: str, wrong_from: int) -> None:
     plain, _ = asked(folder, 0)
     for wanted, most in ((0, 0), (1, 1), (3, 3), (None, 4), (8, 4)):
-        answer, bench = guided(folder, wanted, plain, wrong_from=wrong_from)
-        assert answer == plain
+        bench = guided(folder, wanted, plain, wrong_from=wrong_from)
+        assert bench.tokens(1) == plain
         assert max(output.num_wanted for output in bench.outputs[1]) == most
         assert max(output.num_drafted for output in bench.outputs[1]) == most
         assert max(output.num_accepted for output in bench.outputs[1]) == min(most, wrong_from)
+
+
+def test_waiting_for_masks_is_part_of_a_step(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the chooser sees what proposals save, and what they take to make."""
+    seconds = list[float]()
+    monkeypatch.setattr(Speculation, "observe", lambda self, choice, took_s, *rest, **_: seconds.append(took_s))
+    plain, _ = asked(folder, 0)
+    seconds.clear()
+    guided(folder, None, plain, wrong_from=9, wait_s=0.05)
+    assert len(seconds) >= 3
+    assert min(seconds) > 0.05
 
 
 def test_a_request_says_how_many_tokens_are_proposed(folder: str) -> None:
