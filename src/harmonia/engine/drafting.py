@@ -53,6 +53,8 @@ class DraftScheduler:
         self._rows_left = max_rows
         """Proposals that there is room for."""
         self._is_typical = True
+        self._was_asked = False
+        """Some sequence was to get proposals: those under a grammar sit out steps while their masks are made."""
         self._last = NO_PROPOSALS
         """What was chosen for the last step that was measured."""
 
@@ -69,7 +71,7 @@ class DraftScheduler:
     @property
     def is_typical(self) -> bool:
         """Of this step: all sequences with a draft got proposals, and the draft lacked little of them."""
-        return self._is_typical
+        return self._is_typical and self._was_asked == (self._choice.num_steps > 0)
 
     def add(self, sequence: Sequence) -> None:
         """It came into the queue."""
@@ -99,7 +101,7 @@ class DraftScheduler:
 
     def begin(self) -> None:
         """The step that was chosen for is being put together."""
-        choice, self._is_typical = self._choice, True
+        choice, self._is_typical, self._was_asked = self._choice, True, False
         self._room = self._max_tokens if choice.in_earnest else min(self._max_tokens, _CATCH_UP_TOKENS)
         self._rows_left = self._max_rows - choice.num_sequences
         if not choice.in_earnest:
@@ -116,6 +118,7 @@ class DraftScheduler:
         num_steps = min(wanted, room, self._rows_left)
         if num_steps <= 0 or sequence.num_sampling:
             return 0
+        self._was_asked = True
         num_steps = self._find(sequence, num_steps)
         self._rows_left -= num_steps
         return num_steps

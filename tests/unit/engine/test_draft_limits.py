@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harmonia.engine.requests import SequenceRequest, pack_ids
-from harmonia.engine.speculation import Speculation
+from harmonia.engine.speculation import Choice, Speculation
 from harmonia.protocol.sampling import SamplingParams
 from tests.unit.engine.runtime import Bench
 from tests.unit.models.tiny import VOCAB, reference_model
@@ -93,6 +93,26 @@ def test_waiting_for_masks_is_part_of_a_step(folder: str, monkeypatch: pytest.Mo
     guided(folder, None, plain, wrong_from=9, wait_s=0.05)
     assert len(seconds) >= 3
     assert min(seconds) > 0.05
+
+
+def test_steps_without_those_who_wait_say_nothing_of_proposals(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While masks are made, others go on: that such a step is cheap is no merit of what was to be proposed."""
+    seen = list[tuple[int, bool]]()
+
+    def observe(self: Speculation, choice: Choice, seconds: float, tokens: float, *, is_typical: bool) -> None:
+        seen.append((choice.num_steps, is_typical))
+
+    monkeypatch.setattr(Speculation, "observe", observe)
+    bench = Bench()
+    bench.spawn("model", folder, draft="ngram", num_draft_steps=4)
+    bench.spawn("bare", folder)
+    waiting = SequenceRequest(seq_id=99, model="model", token_ids=pack_ids(tuple(PROMPT)), constrained=True)
+    bench.runtime.add(waiting)
+    answer = bench.begin("bare", PROMPT, 12)
+    while answer not in bench.outputs or bench.outputs[answer][-1].finish_reason is None:
+        bench.step()
+    assert (4, False) in seen
+    assert (4, True) not in seen
 
 
 def test_a_request_says_how_many_tokens_are_proposed(folder: str) -> None:
