@@ -79,6 +79,11 @@ class Backbone:
         self._task = asyncio.create_task(self._run())
 
     @property
+    def wanted(self) -> Wanted | None:
+        """How it shall run now; None: not at all."""
+        return self._wanted
+
+    @property
     def done(self) -> bool:
         """Whether nothing runs and nothing is wanted."""
         return self._task.done()
