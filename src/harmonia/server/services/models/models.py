@@ -222,9 +222,9 @@ class Models:
     async def set_compute(self, caller: Caller, model: str, changes: Mapping[str, int | None]) -> Model:
         """Change how a model is run; None takes a setting back to its default, and what is not named stays.
 
-        It is the caller's to wake who serves it. An adapter runs as its base model does, a draft as its target where
-        nothing is set for itself, but for `tokens_to_generate`: so many tokens at most has an answer whose request says
-        nothing else.
+        It is the caller's to wake who serves it. An adapter runs as its base model does, or the draft beside which it
+        is, and a draft as its target where nothing is set for itself, but for `tokens_to_generate`: so many tokens at
+        most has an answer whose request says nothing else.
         """
         for name, value in changes.items():
             _check_compute(name, value)

@@ -63,13 +63,13 @@ def wanted_rows() -> Select[Model, Model, Model, ModelService]:
 def find_roots(rows: Iterable[WantedRow]) -> dict[str, Root]:
     """By the key under which a worker answers.
 
-    An adapter runs beside its base model; where somebody wants proposals for it, beside a draft of that base which is
-    online anyway, the first one, whose proposals it gets.
+    An adapter runs beside its base model; where somebody wants proposals for it, beside a draft of that base which
+    shall be online anyway, the first that does not fail, and whose proposals it gets.
     """
     rows = list(rows)
     drafts: dict[str, Root] = {}
     for model, target, base, _ in rows:
-        if model.kind == DRAFT and target is base:
+        if model.kind == DRAFT and target is base and model.online != "ERROR":
             drafts.setdefault(base.key, Root(model, target, base))
     drafted = {model.key for model, _, _, service in rows if service.num_draft_steps is not None}
     roots: dict[str, Root] = {}

@@ -16,12 +16,12 @@ from harmonia.errors import HarmoniaError, UnavailableError
 from harmonia.fleet import LocalFleet
 from harmonia.log import get_logger
 from harmonia.protocol.fleet import Fleet
-from harmonia.protocol.instances import MAX_DRAFT_STEPS
+from harmonia.protocol.instances import MAX_DRAFT_STEPS, NGRAM
 from harmonia.router import Router
 from harmonia.server.db.database import Database
 from harmonia.server.db.models import ComputePool, Model
 from harmonia.server.services.models.allotments import Allotments, CountedFleet
-from harmonia.server.services.models.backbone import OFFLINE, Backbone, Observed, Wanted, together
+from harmonia.server.services.models.backbone import OFFLINE, PENDING, Backbone, Observed, Wanted, together
 from harmonia.server.services.models.devices import Device
 from harmonia.server.services.models.models import EXTERNAL
 from harmonia.server.services.models.roots import Root, find_roots, wanted_rows
@@ -216,24 +216,29 @@ class Serving:
     def _until_moved(
         self, backbone: Backbone, own: Wanted | None, wanted: dict[tuple[str, str], Wanted]
     ) -> Wanted | None:
-        """What a backbone shall run while adapters leave it for another: they stay until they answer there, or fail."""
+        """What a backbone shall run while adapters leave it for another: they stay until they answer there.
+
+        Where the other fails they stay, too, but for a draft that nobody wants any longer: it makes room.
+        """
         if backbone.wanted is None:
             return own
         left = own.adapters if own is not None else {}
+        makes_room = own is None and backbone.wanted.config.engine.draft not in (None, NGRAM)
+        reasons = (PENDING.online,) if makes_room else (PENDING.online, "ERROR")
         leaving = {
             key: folder
             for key, folder in backbone.wanted.adapters.items()
-            if key not in left and self._is_expected(key, wanted)
+            if key not in left and self._fares(key, wanted) in reasons
         }
         return replace(backbone.wanted, adapters={**left, **leaving}) if leaving else own
 
-    def _is_expected(self, adapter: str, wanted: dict[tuple[str, str], Wanted]) -> bool:
-        """Whether an adapter is to run somewhere, and it is not known yet whether it does."""
+    def _fares(self, adapter: str, wanted: dict[tuple[str, str], Wanted]) -> str:
+        """How an adapter is where it shall be."""
         places = [place for place, item in wanted.items() if adapter in item.adapters]
         if not places:
-            return self._roots.get(adapter) in self._waiting
-        there = [self._backbones[place].observed().get(adapter) for place in places if place in self._backbones]
-        return not any(item is not None and item.online != "PENDING" for item in there)
+            return PENDING.online if self._roots.get(adapter) in self._waiting else OFFLINE.online
+        there = [self._backbones[place].observed() for place in places if place in self._backbones]
+        return together([observed.get(adapter, PENDING) for observed in there] or [PENDING]).online
 
     def _is_moving(self, model: str, wanted: dict[tuple[str, str], Wanted]) -> bool:
         """Whether a model is to run elsewhere and does not yet: until then it stays where it is."""
@@ -253,5 +258,6 @@ class Serving:
                     log.info("model %s: %s%s", row.key, now.online, f" ({now.error})" if now.error else "")
                     is_news = row.online != now.online and now.online in TOLD
                     row.online, row.error = now.online, now.error
+                    self._news.set()  # where an adapter runs depends on how drafts fare
                     if is_news:
                         await announce_model(session, self._notifications, row)
