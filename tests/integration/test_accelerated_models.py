@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from openai import OpenAI
+from openai.types.completion_usage import CompletionTokensDetails
 from typer.testing import CliRunner
 
 from harmonia.cli.main import app
@@ -16,7 +17,7 @@ from harmonia.errors import InvalidRequestError, TokenizerMismatchError, Unknown
 from harmonia.models.adaptive_info import FILE, AdaptiveInfo, read_info, write_info
 from harmonia.threads import StringThread
 from tests.integration.conftest import StartServer
-from tests.integration.tiny_model import MAX_LEN, make_adapter, make_draft
+from tests.integration.tiny_model import MAX_LEN, make_adapter, make_draft, make_merged_draft
 
 ASK = StringThread([("user", "Tell me something, and tell me something again.")])
 CACHE = 1024
@@ -117,6 +118,38 @@ def test_it_is_served_and_planned(start: StartServer, tiny: Path, tmp_path: Path
     with start(tiny, "--num-draft-steps", "2", ready=False) as refused:
         assert refused.process.wait(90) == 1
     assert "name a smaller model, or 'ngram'" in refused.output
+
+
+def test_a_draft_of_an_adapter_is_served_and_planned(start: StartServer, tiny: Path, tmp_path: Path) -> None:
+    tuned = make_adapter(tmp_path / "tuned", strength=0.02, base=tiny)
+    fast = make_merged_draft(tmp_path / "tuned_accelerated", tiny, tuned, 2)
+    options = ("--kv-cache-len", str(CACHE), "--threads", "1", "--registry", str(tmp_path))
+    told = [chat(start, "tuned_accelerated", fast, *options), chat(start, "tuned", tuned, *options)]
+    told += [chat(start, "beside", tiny, *options, "--draft", str(tiny), "--adapter", f"beside={tuned}")]
+    (text, shares), (plain, none), (same, others) = told
+    assert text == plain == same
+    assert shares is not None and shares.rejected_prediction_tokens == 0 and none is None
+    assert others is not None and others.accepted_prediction_tokens and others.rejected_prediction_tokens
+    rows = {row["name"]: row["note"] for row in plan("model_registry://tuned_accelerated", tmp_path)["rows"]}
+    assert "draft: weights" in rows and rows["adapters"] == "132 rank rows"
+    assert plan("model_registry://tuned", tmp_path)["model"] == "tiny"
+
+
+def test_an_adapter_without_its_base_says_what_to_do(start: StartServer, tmp_path: Path) -> None:
+    lost = make_adapter(tmp_path / "lost", base=Path("somebody/model"))
+    with start(lost, ready=False) as refused:
+        assert refused.process.wait(90) == 1
+    assert "lost is an adapter of somebody/model, which is not here" in refused.output
+    assert "base_model_name_or_path" in refused.output
+
+
+def chat(start: StartServer, key: str, model: Path, *options: str) -> tuple[str | None, CompletionTokensDetails | None]:
+    """What a server says as one of its models, and what of that was proposed."""
+    with start(model, *options) as server, OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+        asked = [{"role": "user", "content": ASK.last_content()}]
+        answer = client.chat.completions.create(model=key, messages=asked, temperature=0, max_tokens=40)  # type: ignore[arg-type]
+        assert answer.usage is not None
+        return answer.choices[0].message.content, answer.usage.completion_tokens_details
 
 
 def plan(model: str, registry: Path, *options: str) -> dict[str, list[dict[str, object]]]:

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -67,12 +67,22 @@ def make_draft(folder: Path, model: Path, target: str, num_draft_steps: int | No
     return folder
 
 
-def make_adapter(folder: Path, seed: int = 1) -> Path:
-    """Write an adapter that changes the model's answers."""
+def make_adapter(folder: Path, seed: int = 1, strength: float = 0.3, base: Path | None = None) -> Path:
+    """Write an adapter that changes the model's answers. base: where it says that the model is."""
     model = get_peft_model(_model(), LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj", "down_proj"]))
     torch.manual_seed(seed)  # after the model, which sets its own
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
+            torch.nn.init.normal_(parameter, std=strength)
     model.save_pretrained(folder)
+    if base is not None:
+        write_info(folder, AdaptiveInfo(kind="adapter", base=str(base)))
+    return folder
+
+
+def make_merged_draft(folder: Path, model: Path, adapter: Path, num_draft_steps: int | None = None) -> Path:
+    """Write a draft of an adapter that is always right: the model with the adapter's changes in its weights."""
+    make_draft(folder, model, str(adapter), num_draft_steps)
+    tuned = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(model), adapter)
+    tuned.merge_and_unload().save_pretrained(folder)
     return folder

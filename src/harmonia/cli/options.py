@@ -17,7 +17,11 @@ from harmonia.protocol.instances import MAX_DRAFT_STEPS
 from harmonia.server import bind
 
 ModelPath = Annotated[
-    str, typer.Argument(help="Hugging Face folder, GGUF file, or model_registry://KEY.", show_default=False)
+    str,
+    typer.Argument(
+        help="Hugging Face folder, GGUF file, an adapter's or a draft's folder, or model_registry://KEY.",
+        show_default=False,
+    ),
 ]
 KvCacheLen = Annotated[
     int | None,

@@ -32,7 +32,7 @@ from harmonia.cli.tables import print_plan
 from harmonia.config.engine import Precision
 from harmonia.errors import InvalidRequestError
 from harmonia.models.drafts import Pairing
-from harmonia.protocol.instances import DEFAULT_DRAFT_STEPS
+from harmonia.protocol.instances import SpawnSpec
 
 DEFAULT_RANK = 16
 
@@ -116,8 +116,9 @@ def plan(
       harmonia plan ./Qwen3-8B --json | jq .total_bytes
     """
     # The planner belongs to the compute half: importing it loads torch, which no other command needs.
+    from harmonia.engine.instances import resolve_spawn
     from harmonia.engine.memory import plan_memory
-    from harmonia.engine.needs import InstanceNeed, training_need
+    from harmonia.engine.needs import training_need
 
     chosen = precision if dtype is None else _PRECISIONS[dtype]
     config = engine_config(kv_cache_len, max_seq_len, chosen, device, max_adapters=max_adapters)
@@ -129,10 +130,9 @@ def plan(
         pairing = Pairing(located(model, registry))  # what is trained is the model itself, though it be a draft
         if draft is not None or not train:
             pairing = paired(model, draft, draft_steps, registry)
-        if pairing.source is not None:
-            needs.append(InstanceNeed(name="serving", num_draft_steps=pairing.num_steps or DEFAULT_DRAFT_STEPS))
-        draft_path = None if pairing.draft is None else str(pairing.draft)
-        result = plan_memory(str(pairing.model), config, needs, draft_path=draft_path)
+        served = SpawnSpec(path=str(pairing.model), draft=pairing.source, num_draft_steps=pairing.num_steps)
+        base, need = resolve_spawn("serving", served, config)
+        result = plan_memory(base.path, config, [*needs, need], draft_path=base.draft)
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
     else:

@@ -87,7 +87,7 @@ def deploy_model(
             "--num-draft-steps",
             min=1,
             max=MAX_DRAFT_STEPS,
-            help="Tokens to propose at a time: by its draft, or from the conversation where it has none.",
+            help="Tokens to propose at a time: by its draft or its base model's, or from the conversation without one.",
         ),
     ] = None,
 ) -> None:

@@ -23,8 +23,9 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What one worker serves, and the sockets on which clients reach it."""
 
     model: str | None = None
-    """Hugging Face folder or GGUF file to serve from the start, or the folder of a saved draft, which stands for its
-    target with this draft; None starts bare, and clients spawn what they need."""
+    """What to serve from the start: a Hugging Face folder, a GGUF file, an adapter's folder in PEFT's format, which
+    stands for its base model with it, or the folder of a saved draft, which stands for its target with this draft; None
+    starts bare, and clients spawn what they need."""
     key: str = ""
     """Name under which requests address that model."""
     socket: str = ""

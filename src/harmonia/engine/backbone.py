@@ -127,13 +127,13 @@ class Backbone(CachedDecoder):
     def add_adapter(
         self, key: str, slot: int, *, version: int = 0, head: ScalarHead | None = None, is_snapshot: bool = False
     ) -> Instance:
-        """Name an adapter that stands in a slot of the bank."""
+        """Name an adapter that stands in a slot of the bank; under the backbone's own key, it answers in its place."""
         instance = Instance(
             key,
             version,
             root=b"",
             adapter_slot=slot,
-            parent=self.key,
+            parent=None if key == self.key else self.key,
             created=int(time.time()),
             head=head,
             lineage=f"{key}#{next(self._serials)}",
@@ -192,14 +192,14 @@ class Backbone(CachedDecoder):
             )
 
     def load_adapter(self, key: str, path: str) -> Instance:
-        """Read a PEFT folder into a free slot; it has the draft of the bare backbone."""
+        """Read a PEFT folder into a free slot; it has the draft of what answers under the backbone's key."""
         self.check_free(key)
         matrices = language_matrices(path, self.read_adapter(Path(path)))
         self.check_adapter_limit(key)
         self.add_adapter(key, self.bank.load(key, matrices))
-        bare = self.instances.get(self.key)
-        if bare is not None:
-            self.set_drafter(key, bare.drafter, bare.num_draft_steps)
+        served = self.instances.get(self.key)
+        if served is not None:
+            self.set_drafter(key, served.drafter, served.num_draft_steps)
         log.info("loaded adapter %s from %s", key, path)
         return self.instances[key]
 

@@ -63,7 +63,7 @@ class Instances:
         self.engine = engine
         self.path = path
         self.is_permanent = False
-        """Its bare backbone is served for good."""
+        """What bears its backbone's key is served for good."""
         self.needs: dict[str, InstanceNeed] = {}
         self._specs: dict[str, SpawnSpec] = {}
         self._saver = Saver(engine.backbone, path)

@@ -60,7 +60,7 @@ class Runtime:
 
     @staticmethod
     def load(model: str, key: str, config: EngineConfig, progress: Share | None = None) -> Runtime:
-        """With one backbone, served under `key` for good.
+        """With one backbone, served under `key` for good: bare, or with the adapter whose folder `model` is.
 
         Raises `InsufficientMemoryError` before anything large is allocated, `UnsupportedModelError` for broken files.
         """
@@ -71,7 +71,7 @@ class Runtime:
         source, draft = base.open(), base.open_draft()
         plan = runtime._ledger.plan_served(source, need, draft)
         plan.memory.require()
-        lane = Instances(Engine(Backbone.read(source, key, plan, progress, draft)), path)
+        lane = Instances(Engine(Backbone.read(source, key, plan, progress, draft)), base.path)
         lane.add(key, spec, need)
         lane.is_permanent = True
         lane.engine.prepare()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from harmonia.errors import HarmoniaError, InvalidRequestError, UnknownModelError
+from harmonia.errors import HarmoniaError, UnknownModelError
 from harmonia.models.adaptive_info import read_info
 from harmonia.models.checkpoint import SafetensorsFolder, open_safetensors
 from harmonia.models.drafts import draft_target
@@ -30,8 +30,7 @@ _SCALES = ("_scale_inv", "_scale", ".scales")
 def read_facts(uri: str, registry: ModelRegistry) -> ModelFacts:
     """The facts of a path or `model_registry://key`.
 
-    Errors: UnknownModelError, UnsupportedModelError; InvalidRequestError for a draft without a
-    target, or with one that a server cannot give a draft.
+    Errors: UnknownModelError, UnsupportedModelError; InvalidRequestError for a draft of a draft.
     """
     path = registry.resolve(uri).resolve()
     base = adapter_base(path) if path.is_dir() else None
@@ -48,12 +47,6 @@ def read_facts(uri: str, registry: ModelRegistry) -> ModelFacts:
             is_scalar=is_scalar,
         )
     source, target = open_model(path), draft_target(path, registry)
-    if target is not None and adapter_base(target) is not None:
-        raise InvalidRequestError(
-            f"{path} drafts for {target}, which is an adapter; a server decodes with drafts of base models only: train "
-            "one for its base model, or spawn this one in a recipe",
-            field="path",
-        )
     return ModelFacts(
         path=str(path),
         kind="base" if target is None else "draft",

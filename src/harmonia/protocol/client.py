@@ -51,6 +51,8 @@ class Stream:
     """Events of one or several `Generate` requests, in the order in which the worker sent them."""
 
     def __init__(self, requests: tuple[Generate, ...], send: Callable[[ClientMessage], None]) -> None:
+        self.model = requests[0].model
+        """Which answers, the same for all."""
         self._open = {request.id for request in requests}
         self._pause_at = PAUSE_AT_EVENTS * sum(request.n for request in requests)
         self._send = send
@@ -163,6 +165,10 @@ class WorkerClient:
     def num_streams(self) -> int:
         """Generations in flight."""
         return len(self._streams)
+
+    def is_busy_with(self, model: str) -> bool:
+        """Whether generations of a model are in flight."""
+        return any(stream.model == model for stream in self._streams.values())
 
     def generate(self, *requests: Generate) -> Stream:
         """Send the requests and return the stream of all their events."""

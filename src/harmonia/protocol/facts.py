@@ -24,7 +24,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that it was made for; None: an adapter."""
     base: str | None = None
     """Of an adapter: where its base model is, with links followed; as its files name it where that is nowhere here.
-    Of a draft: where the model is for which it drafts."""
+    Of a draft: where the model or the adapter is for which it drafts."""
     num_draft_steps: int | None = None
     """Of a draft: tokens that it proposes at a time, as it was saved."""
     is_scalar: bool = False

@@ -53,6 +53,8 @@ class Replica:
     def __init__(self, replica: str, client: WorkerClient, description: Description) -> None:
         self.replica = replica
         self.client = client
+        self.leaving: frozenset[str] = frozenset()
+        """Adapters that it is about to lose: whoever else has them takes their requests."""
         self.describe(description)
 
     @property
@@ -127,6 +129,7 @@ class Router:
             candidates = [item for item in self._taking() if model in item.keys and item.replica not in avoid]
             if not candidates:
                 raise self._absent(model)
+            candidates = [item for item in candidates if model not in item.leaving] or candidates
             known = self._sticky.recall(session_id, model) if session_id else None
             chosen = _chosen(candidates, known)
             if session_id:
@@ -145,6 +148,15 @@ class Router:
     def retire(self, replica: str) -> None:
         """Send a worker no further requests; those that run may finish."""
         self._retired.add(replica)
+
+    def withdraw(self, adapters: Collection[str], replica: str) -> list[str]:
+        """Of adapters that a worker shall lose: those that it may lose now. Where others have one, they take its
+        requests from here on, and those that this one has may end."""
+        worker = self._replicas[replica]
+        worker.leaving = frozenset(adapters)
+        others = [item for item in self._taking() if item is not worker]
+        moved = {key for item in others for key in item.keys - item.leaving}
+        return [key for key in adapters if key not in moved or not worker.client.is_busy_with(key)]
 
     def generate(self, replica: Replica, *requests: Generate) -> Stream:
         """Send requests to a replica; the stream holds the events of all."""

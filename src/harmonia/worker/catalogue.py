@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harmonia.errors import TokenizerMismatchError
+from harmonia.errors import TokenizerMismatchError, UnknownModelError
 from harmonia.models.adaptive_info import AdaptiveInfo, read_info
 from harmonia.models.drafts import Pairing, draft_target, pair
 from harmonia.models.registry import ModelRegistry
@@ -47,11 +47,13 @@ class Catalogue:
     def pair(self, model: str, draft: str | None, num_steps: int | None) -> Pairing:
         """What answers under the name of a model, and with which draft; see `models.drafts`.
 
-        TokenizerMismatchError unless the draft has the tokenizer of its target.
+        TokenizerMismatchError unless the draft has the tokenizer of its target. UnknownModelError for an adapter whose
+        base model is not here.
         """
         pairing = pair(self._registry, model, draft, num_steps)
+        base = self._base(pairing.model)
         if pairing.draft is not None:
-            paths = (self._base(pairing.model) or pairing.model, pairing.draft)
+            paths = (base or pairing.model, pairing.draft)
             difference = tokenizer_difference(*(load_tokenizer(open_model(path)) for path in paths))
             if difference is not None:
                 raise TokenizerMismatchError(
@@ -63,7 +65,14 @@ class Catalogue:
 
     def _base(self, path: Path) -> Path | None:
         base = adapter_base(path)
-        return None if base is None else self._registry.resolve(base)
+        try:
+            return None if base is None else self._registry.resolve(base)
+        except UnknownModelError as error:
+            raise UnknownModelError(
+                f"{path} is an adapter of {base}, which is not here ({error.message}); bring that model, and name its "
+                "folder as base_model_name_or_path in adapter_config.json",
+                field="path",
+            ) from error
 
 
 def _info(path: Path) -> AdaptiveInfo:

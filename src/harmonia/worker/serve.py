@@ -17,6 +17,7 @@ from harmonia import log, tracing
 from harmonia.config import AdapterSource, WorkerConfig
 from harmonia.errors import HarmoniaError, UnavailableError, WorkerLostError
 from harmonia.models.registry import ModelRegistry
+from harmonia.models.source import adapter_base
 from harmonia.models.tokenizer import ModelTokenizer
 from harmonia.protocol.pulse import answering
 from harmonia.worker.bases import open_base
@@ -128,7 +129,7 @@ def _load(config: WorkerConfig, device: Device) -> asyncio.Task[WorkerService]:
 async def _tokenizer(model: str | None) -> ModelTokenizer | None:
     if model is None:
         return None
-    _, tokenizer = await asyncio.to_thread(open_base, model)
+    _, tokenizer = await asyncio.to_thread(open_base, adapter_base(model) or model)
     return tokenizer
 
 

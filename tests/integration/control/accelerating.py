@@ -50,8 +50,12 @@ def wait_until(check: Callable[[], bool], timeout_s: float = 90) -> None:
         time.sleep(0.05)
 
 
-def ask(adaptive: Adaptive, model: str) -> ChatResponse:
-    return adaptive.chat.create(messages=ASK, model=model, temperature=0, max_tokens=40)
+def ask(adaptive: Adaptive, model: str, project: str | None = None) -> ChatResponse:
+    return adaptive.chat.create(messages=ASK, model=model, project=project, temperature=0, max_tokens=40)
+
+
+def said(response: ChatResponse) -> str | None:
+    return response.choices[0].message.content
 
 
 def accepted(response: ChatResponse) -> int:

@@ -10,7 +10,6 @@ import pytest
 from adaptive_sdk import Adaptive as PublishedAdaptive
 
 from harmonia.errors import InvalidRequestError, UnavailableError
-from harmonia.models.adaptive_info import AdaptiveInfo, write_info
 from harmonia.sdk import Adaptive
 from tests.integration.control.accelerating import (
     ASK,
@@ -92,10 +91,8 @@ def test_what_cannot_be_registered_is_named(sdk: Adaptive, tiny: Path, tmp_path:
     make_draft(tmp_path / "circle", tiny, str(tmp_path / "circle"))
     with pytest.raises(InvalidRequestError, match="which is a draft itself"):
         sdk.models.add(str(tmp_path / "circle"), "circle")
-    adapter = make_adapter(tmp_path / "adapter")
-    write_info(adapter, AdaptiveInfo(kind="adapter", base=str(tiny)))
-    make_draft(tmp_path / "tuned", tiny, str(adapter))
-    with pytest.raises(InvalidRequestError, match="which is an adapter; a server decodes with drafts of base models"):
+    make_draft(tmp_path / "tuned", tiny, str(make_adapter(tmp_path / "adapter", base=tiny)))
+    with pytest.raises(InvalidRequestError, match=r"adapter, which is not registered as a base model or an adapter"):
         sdk.models.add(str(tmp_path / "tuned"), "tuned")
     other = make_draft(tmp_path / "other", tiny, TARGET)
     words = other / "tokenizer.json"

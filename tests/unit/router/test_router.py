@@ -37,8 +37,8 @@ async def ready(router: Router) -> None:
             await asyncio.sleep(0.005)
 
 
-def ask(request_id: str) -> Generate:
-    return Generate(id=request_id, model="tiny", prompt=TextPrompt(text="hi"))
+def ask(request_id: str, model: str = "tiny") -> Generate:
+    return Generate(id=request_id, model=model, prompt=TextPrompt(text="hi"))
 
 
 async def test_least_loaded_first_then_sticky(routed: tuple[Router, StillFleet, list[ScriptedWorker]]) -> None:
@@ -98,6 +98,28 @@ async def test_broken_connection_is_made_again(routed: tuple[Router, StillFleet,
         connection.transport.abort()
     await asyncio.sleep(0.05)
     await ready(router)
+
+
+async def test_an_adapter_leaves_a_worker_after_its_answers_where_another_has_it(
+    routed: tuple[Router, StillFleet, list[ScriptedWorker]],
+) -> None:
+    router, _, workers = routed
+    for worker in workers:
+        worker.script = Script(hang_after=0)
+    await router.load_adapter("law", "/adapters/law", only="r0")
+    assert router.withdraw(["law"], "r0") == ["law"], "nobody else has it"
+    await router.load_adapter("law", "/adapters/law", only="r1")
+    stream = router.generate(router.pick("tiny"), ask("a"))
+    assert router.withdraw(["law"], "r0") == ["law"], "it writes an answer of another model"
+    router.withdraw([], "r0")
+    both = [router.generate(router.find(name), ask(name, "law")) for name in ("r0", "r1")]  # type: ignore[arg-type]
+    assert router.withdraw(["law"], "r0") == []
+    assert {router.pick("law").replica for _ in range(4)} == {"r1"}
+    assert router.pick("law", avoid=["r1"]).replica == "r0"
+    both[0].cancel()
+    assert router.withdraw(["law"], "r0") == ["law"]
+    for open_stream in (stream, both[1]):
+        open_stream.cancel()
 
 
 async def test_adapter_keys_are_unique(routed: tuple[Router, StillFleet, list[ScriptedWorker]]) -> None:

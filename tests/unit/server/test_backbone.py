@@ -17,6 +17,8 @@ class Worker:
 
     description: Description
     num_streams: int = 0
+    busy_with: set[str] = field(default_factory=set)
+    """Adapters whose answers it writes, and which another worker has."""
 
 
 @dataclass
@@ -80,6 +82,9 @@ class SmallMachine(Fleet):
 
     def retire(self, replica: str) -> None:
         self.retired.add(replica)
+
+    def withdraw(self, adapters: set[str], replica: str) -> list[str]:
+        return [key for key in adapters if key not in self.workers[replica].busy_with]
 
     async def wait_change(self) -> None:
         await asyncio.sleep(0.001)
@@ -251,4 +256,18 @@ async def test_an_adapter_that_is_being_unloaded_is_not_online_when_it_is_wanted
     machine.may_unload.set()
     await until(lambda: kept.is_online)
     assert machine.serves("a")
+    await kept.close()
+
+
+async def test_an_adapter_that_moved_ends_its_answers_first() -> None:
+    machine = SmallMachine(room=100)
+    kept = backbone(machine, 60, "a", "b")
+    await until(lambda: kept.is_online)
+    machine.workers["r0"].busy_with.add("a")
+    kept.want(wanted(60))
+    await until(lambda: machine.unloading == ["b"])
+    await asyncio.sleep(0.02)
+    assert machine.unloading == ["b"]
+    machine.workers["r0"].busy_with.clear()
+    await until(lambda: not machine.serves("a"))
     await kept.close()

@@ -31,7 +31,7 @@ class ComputeSettings(Result, frozen=True):
 
 
 class Backbone(Result, frozen=True):
-    """The model whose weights an adapter shares, or to which a draft proposes tokens."""
+    """The model whose weights an adapter shares; or that, or the adapter, to which a draft proposes tokens."""
 
     id: str
     key: str

@@ -111,8 +111,8 @@ class Models(Resource):
 
         wait: return when it answers, after `timeout_s` seconds at most (DeadlineExceededError; the deployment goes on).
         make_default: let it answer requests that name the project alone. num_draft_steps: tokens to propose per step, 1
-        to 8: by its draft, for a model that `specdec_alignment` made, else from the conversation itself. What the
-        server warns of is logged.
+        to 8: by its draft, for a model that `specdec_alignment` made; by a draft of its base model that is deployed,
+        for an adapter; else from the conversation itself. What the server warns of is logged.
         """
         chosen = self._project(project)
         body = given(

@@ -24,7 +24,7 @@ class Model(Row, Base):
     source: Mapped[str | None] = mapped_column(Text)
     """Absolute path, or `model_registry://KEY`; None: external."""
     backbone_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("models.id"), index=True)
-    """Of an adapter: the base model beside which it runs. Of a draft: the one for which it drafts."""
+    """Of an adapter: its base model. Of a draft: the base model or the adapter for which it drafts."""
     parent_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("models.id"), index=True)
     """What it was trained from."""
     job_id: Mapped[uuid.UUID | None] = mapped_column(index=True)

@@ -217,7 +217,8 @@ class ModelPlacementInput:
 
 @strawberry.input
 class SpeculativeDecodingInput:
-    """How many tokens are proposed at a time, from 1 to 8: by the draft, or from the conversation without one."""
+    """How many tokens are proposed at a time, from 1 to 8: by the draft, to an adapter also by one of its base model
+    that is deployed, or from the conversation without one."""
 
     num_draft_steps: int
 

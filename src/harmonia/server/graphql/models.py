@@ -220,7 +220,7 @@ class Model:
 
     @strawberry.field
     async def backbone(self, info: Info) -> Model | None:
-        """Of an adapter: its base model. Of a draft: the model for which it drafts."""
+        """Of an adapter: its base model. Of a draft: the model or the adapter for which it drafts."""
         return await _model(info, self.row.backbone_id)
 
     @strawberry.field
@@ -244,7 +244,7 @@ class Model:
     async def compute_config(self, info: Info) -> ModelComputeConfigOutput | None:
         """How it is run: an adapter as its base model, a draft as its target where nothing is set for itself, an
         external model as its provider pleases."""
-        compute = compute_of(self.row, await self._backbone(info))
+        compute = compute_of(self.row, await self._base(info))
         if compute is None:
             return None
         return ModelComputeConfigOutput(
@@ -254,7 +254,7 @@ class Model:
     @strawberry.field
     async def compute_settings(self, info: Info) -> ModelComputeSettings:
         """What was set of it, for itself, its base model or its target; `tokensToGenerate` always for itself."""
-        chosen = chosen_compute(self.row, await self._backbone(info))
+        chosen = chosen_compute(self.row, await self._base(info))
         return ModelComputeSettings(
             tp=chosen.get("tp"),
             kv_cache_len=chosen.get("kv_cache_len"),
@@ -273,9 +273,13 @@ class Model:
         found = await info.context.services.scores.of_model(info.context.caller, self.id)
         return [MetricWithContext.of(item, self.id) for item in found]
 
-    async def _backbone(self, info: Info) -> db.Model | None:
-        backbone = self.row.backbone_id
-        return None if backbone is None else (await info.context.services.models.by_id([backbone]))[backbone]
+    async def _base(self, info: Info) -> db.Model | None:
+        """Of an adapter, a draft, or a draft of an adapter: whose weights answer."""
+        found, above = None, self.row.backbone_id
+        while above is not None:
+            found = (await info.context.services.models.by_id([above]))[above]
+            above = found.backbone_id
+        return found
 
     @strawberry.field
     def external_provider_data(self) -> ModelExternalProviderData | None:

@@ -79,6 +79,11 @@ class Backbone:
         self._task = asyncio.create_task(self._run())
 
     @property
+    def wanted(self) -> Wanted | None:
+        """How it shall run now; None: not at all."""
+        return self._wanted
+
+    @property
     def done(self) -> bool:
         """Whether nothing runs and nothing is wanted."""
         return self._task.done()
@@ -260,7 +265,7 @@ class Backbone:
         worker = self._router.find(replica)
         assert worker is not None
         loaded = {model.key for model in worker.description.models if model.parent == self._key}
-        for key in loaded - wanted.keys():
+        for key in self._router.withdraw(loaded - wanted.keys(), replica):
             await self._unload(key, replica)
         for key in [key for key in wanted if key not in loaded and key not in self._refused_adapters]:
             try:
@@ -281,9 +286,13 @@ class Backbone:
             self._unloading.discard(adapter)
 
     def _leave(self) -> None:
-        if self._replica is not None:
-            self._leave_replica(self._replica, STOP_DRAIN_S)
-            self._replica = self._config = None
+        if self._replica is None:
+            return
+        worker = self._router.find(self._replica)
+        self._router.retire(self._replica)
+        moved = worker is not None and any(self._router.serves(model.key) for model in worker.description.models)
+        self._leave_replica(self._replica, DRAIN_S if moved else STOP_DRAIN_S)
+        self._replica = self._config = None
 
     def _leave_replica(self, replica: str, drain_s: float) -> None:
         """Send it nothing more, and end it in the background once it has answered."""

@@ -15,7 +15,7 @@ from harmonia.server.services.access import Caller, by_id_or_key, require_anywhe
 from harmonia.server.services.audit import record
 from harmonia.server.services.models.allotments import Allotments, Holding
 from harmonia.server.services.models.devices import INFERENCE, Pool
-from harmonia.server.services.models.models import ADAPTER, EXTERNAL
+from harmonia.server.services.models.models import EXTERNAL
 from harmonia.server.services.models.serving import Serving
 
 log = get_logger(__name__)
@@ -64,18 +64,16 @@ class Compute:
             pools = (await session.execute(select(ComputePool).order_by(ComputePool.key))).scalars().all()
             query = select(Model).where(Model.online == "ONLINE", Model.kind != EXTERNAL).order_by(Model.key)
             online = list((await session.execute(query)).scalars())
-        keys = {model.id: model.key for model in online}
-        return [self._state(pool, online, keys) for pool in pools]
+        return [self._state(pool, online) for pool in pools]
 
     async def pool_id(self, key: str) -> uuid.UUID | None:
         """Of a pool by its key, for who sees a job that runs there; None if it is there no longer."""
         async with self._database.read() as session:
             return (await session.execute(select(ComputePool.id).where(ComputePool.key == key))).scalar_one_or_none()
 
-    def _state(self, pool: ComputePool, online: list[Model], keys: dict[uuid.UUID, str]) -> PoolState:
-        """keys: of the models that are online, by id. Adapters are where their base model is."""
+    def _state(self, pool: ComputePool, online: list[Model]) -> PoolState:
         here = self._allotments.models_in(pool.key)
-        there = [model for model in online if keys.get(_root_of(model)) in here]
+        there = [model for model in online if self._serving.root_of(model.key) in here]
         return PoolState(pool, there, self._allotments.holdings(pool.key))
 
     async def resize(self, caller: Caller, pool: str, size: int) -> str:
@@ -99,11 +97,6 @@ class Compute:
             record(session, caller, "compute.resize", f"compute_pool/{row.key}", size=size)
         self._serving.wake()
         return f"{row.key}: {size} of {row.num_devices} devices serve"
-
-
-def _root_of(model: Model) -> uuid.UUID:
-    """The model whose worker it answers from."""
-    return model.backbone_id if model.kind == ADAPTER and model.backbone_id is not None else model.id
 
 
 def _note(row: ComputePool, pool: Pool) -> None:

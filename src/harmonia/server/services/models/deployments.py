@@ -28,6 +28,7 @@ from harmonia.server.services.audit import record
 from harmonia.server.services.keys import checked_name
 from harmonia.server.services.models.deletion import Deletion
 from harmonia.server.services.models.models import ADAPTER, DRAFT, EXTERNAL, named_model
+from harmonia.server.services.models.roots import find_roots, wanted_rows
 from harmonia.server.services.models.serving import Serving
 from harmonia.server.services.models.system_prompts import template_of
 
@@ -160,9 +161,9 @@ class Deployments:
     ) -> Deployed:
         """Put a model into a project and have it served. One that failed before is tried again.
 
-        num_draft_steps: tokens to propose at a time, by a draft to its target; for any other model the conversation is
-        searched for what may follow. wait: return when it is online; why it cannot be, as the error that the worker
-        met.
+        num_draft_steps: tokens to propose at a time, by a draft to its target and to adapters beside it; for any other
+        model the conversation is searched for what may follow. wait: return when it is online; why it cannot be, as
+        the error that the worker met.
         """
         async with self._database.begin() as session:
             access = await require_in_project(session, caller, project, "project:update")
@@ -171,17 +172,16 @@ class Deployments:
             changes = ServiceChanges(desired_online=True, placement=placement, num_draft_steps=num_draft_steps)
             await _apply(session, service, changes)
             await _require_devices(session, row)
-            root = await session.get(Model, row.backbone_id) if row.kind == ADAPTER else row
-            assert root is not None
             if row.online != "ONLINE":
                 row.online, row.error = "PENDING", None
+            warnings = await _warnings(session, row, service)
             record(session, caller, "model.deploy", f"model/{row.key}", to=access.project_key)
-        self._serving.wake(retry=root.key)
+        self._serving.wake(retry=row.key)
         if wait and row.kind != EXTERNAL:
             row = await self._serving.settled(row.id)
             if row.online != "ONLINE":
                 raise UnavailableError(f"{row.key!r} could not be deployed: {row.error or 'it was switched off'}")
-        return Deployed(Bound(service, row), _warnings(row, service))
+        return Deployed(Bound(service, row), warnings)
 
     async def change(self, caller: Caller, project: str, service: str, changes: ServiceChanges) -> Bound:
         """Change a model in a project, named by the id of either or by their key."""
@@ -336,12 +336,18 @@ async def _require_devices(session: AsyncSession, model: Model) -> None:
         )
 
 
-def _warnings(model: Model, service: ModelService) -> list[str]:
+async def _warnings(session: AsyncSession, model: Model, service: ModelService) -> list[str]:
+    """What will be proposed where somebody asked for proposals and there is no draft."""
     if service.num_draft_steps is None or model.kind == DRAFT:
         return []
     if model.kind == EXTERNAL:
         return [f"{model.key} runs at its provider, where num_draft_steps means nothing"]
+    await session.flush()
+    roots = find_roots((await session.execute(wanted_rows())).all())
+    if any(model.key in root.adapters and root.model.kind == DRAFT for root in roots.values()):
+        return []
+    shared = ", and one of its base model proposes to it while that is deployed" if model.kind == ADAPTER else ""
     return [
         f"{model.key} has no draft model: what followed in the conversation before is proposed instead. The recipe "
-        "specdec_alignment trains a draft"
+        f"specdec_alignment trains a draft{shared}"
     ]

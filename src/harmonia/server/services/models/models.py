@@ -222,9 +222,9 @@ class Models:
     async def set_compute(self, caller: Caller, model: str, changes: Mapping[str, int | None]) -> Model:
         """Change how a model is run; None takes a setting back to its default, and what is not named stays.
 
-        It is the caller's to wake who serves it. An adapter runs as its base model does, a draft as its target where
-        nothing is set for itself, but for `tokens_to_generate`: so many tokens at most has an answer whose request says
-        nothing else.
+        It is the caller's to wake who serves it. An adapter runs as its base model does, or the draft beside which it
+        is, and a draft as its target where nothing is set for itself, but for `tokens_to_generate`: so many tokens at
+        most has an answer whose request says nothing else.
         """
         for name, value in changes.items():
             _check_compute(name, value)
@@ -328,20 +328,25 @@ async def require_free_key(session: AsyncSession, key: str) -> None:
         raise InvalidRequestError(f"the key {key!r} is taken; choose another", field="key")
 
 
+_NAMED = {BASE: "a base model", ADAPTER: "an adapter"}
+
+
 async def _backbone(session: AsyncSession, facts: ModelFacts) -> Model:
     """The registered base model of an adapter, or target of a draft: the one at the same place, else of the same key,
     else of the same name at the hub."""
     assert facts.base is not None
+    kinds = (BASE,) if facts.kind == ADAPTER else (BASE, ADAPTER)
     imported = select(ModelImport.job_id).join(Job, Job.id == ModelImport.job_id)
     imported = imported.where(ModelImport.hub_id == facts.base, Job.status == "COMPLETED")
     for condition in (Model.source == facts.base, Model.key == facts.base, Model.job_id.in_(imported)):
-        query = select(Model).where(condition, Model.kind == BASE, Model.deleted_at.is_(None))
+        query = select(Model).where(condition, Model.kind.in_(kinds), Model.deleted_at.is_(None))
         row: Model | None = (await session.execute(query.order_by(Model.created_at).limit(1))).scalar_one_or_none()
         if row is not None:
             return row
     what = "is an adapter of" if facts.kind == ADAPTER else "drafts for"
     raise InvalidRequestError(
-        f"{facts.path} {what} {facts.base}, which is not registered as a base model; add that model first",
+        f"{facts.path} {what} {facts.base}, which is not registered as {' or '.join(_NAMED[kind] for kind in kinds)}; "
+        "add that model first",
         field="path",
     )
 

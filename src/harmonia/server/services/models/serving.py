@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import replace
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import aliased
 
 from harmonia.config import CacheConfig, EngineConfig, WorkerConfig
 from harmonia.config.control import ControlConfig
@@ -19,12 +19,12 @@ from harmonia.protocol.fleet import Fleet
 from harmonia.protocol.instances import MAX_DRAFT_STEPS, NGRAM
 from harmonia.router import Router
 from harmonia.server.db.database import Database
-from harmonia.server.db.models import ComputePool, Model, ModelService
-from harmonia.server.db.projects import Project
+from harmonia.server.db.models import ComputePool, Model
 from harmonia.server.services.models.allotments import Allotments, CountedFleet
-from harmonia.server.services.models.backbone import OFFLINE, Backbone, Observed, Wanted, together
+from harmonia.server.services.models.backbone import OFFLINE, PENDING, Backbone, Observed, Wanted, together
 from harmonia.server.services.models.devices import Device
-from harmonia.server.services.models.models import ADAPTER, BASE, DRAFT, EXTERNAL, chosen_compute
+from harmonia.server.services.models.models import EXTERNAL
+from harmonia.server.services.models.roots import Root, find_roots, wanted_rows
 from harmonia.server.services.notifications.announcements import TOLD, announce_model
 from harmonia.server.services.notifications.notifications import Notifications
 
@@ -32,27 +32,6 @@ log = get_logger(__name__)
 
 _LOOK_AGAIN_S = 30.0
 _RETRY_S = 1.0
-
-
-@dataclass(slots=True)
-class _Root:
-    """What one worker is for: a base model with the adapters beside it, or a draft with its target."""
-
-    model: Model
-    """Under whose key it answers."""
-    base: Model
-    """Whose weights answer: the same, or the target."""
-    pools: set[str] = field(default_factory=set)
-    """Those that were chosen for it, none for any."""
-    adapters: dict[str, str] = field(default_factory=dict)
-    """Folder by key."""
-    is_searched: bool = False
-    """Some project wants proposals from the conversation."""
-
-    @property
-    def draft(self) -> str | None:
-        """What proposes tokens: a draft's own weights; without one the conversation, where somebody wants it."""
-        return self.model.source if self.model.kind == DRAFT else NGRAM if self.is_searched else None
 
 
 class Serving:
@@ -75,7 +54,11 @@ class Serving:
         self._fleet = CountedFleet(local, allotments)
         self.router = Router(self._fleet, config.http_client.timeout_secs)
         self._backbones: dict[tuple[str, str], Backbone] = {}
-        """By base model and pool."""
+        """By base model or draft, and pool."""
+        self._roots: dict[str, str] = {}
+        """Under whose key the worker answers that is for a model."""
+        self._retried: set[str] = set()
+        """Models to try again in the next round."""
         self._waiting: dict[str, str] = {}
         """Why a base model has no device yet."""
         self._stranded: dict[str, str] = {}
@@ -104,11 +87,14 @@ class Serving:
         await self._fleet.close()
 
     def wake(self, *, retry: str | None = None) -> None:
-        """Something in the database is different. retry: key of a base model that shall be tried again if it failed."""
-        for (key, _), backbone in self._backbones.items():
-            if key == retry:
-                backbone.retry()
+        """Something in the database is different. retry: key of a model that shall be tried again if it failed."""
+        if retry is not None:
+            self._retried.add(retry)
         self._news.set()
+
+    def root_of(self, model: str) -> str | None:
+        """The base model or draft beside which a model of that key runs, or which it is; None: it shall not run."""
+        return self._roots.get(model)
 
     async def settled(self, model_id: uuid.UUID) -> Model:
         """The model once it is neither starting nor about to; then it is online, or its error says why not."""
@@ -142,7 +128,8 @@ class Serving:
             self._news.clear()
             self._in_round = True
             try:
-                self._command(await self._wanted())
+                retried, self._retried = self._retried, set()
+                self._command(await self._wanted(), retried)
                 await self._note()
             except (SQLAlchemyError, OSError, HarmoniaError) as error:
                 log.error("deployments cannot be brought up to date (%s); again in %g s", error, _RETRY_S)
@@ -163,29 +150,13 @@ class Serving:
 
     async def _wanted(self) -> dict[tuple[str, str], Wanted]:
         """By base model or draft, and pool."""
-        base = aliased(Model)
-        query = (
-            select(Model, base, ModelService)
-            .join(base, base.id == func.coalesce(Model.backbone_id, Model.id))
-            .join(ModelService, ModelService.model_id == Model.id)
-            .join(Project, Project.id == ModelService.project_id)
-            .where(base.kind == BASE, Model.kind.in_((BASE, ADAPTER, DRAFT)))
-            .where(ModelService.desired_online, ModelService.deleted_at.is_(None), Project.archived_at.is_(None))
-            .order_by(Model.created_at, Model.key)
-        )
         async with self._database.read() as session:
-            rows = (await session.execute(query)).all()
+            rows = (await session.execute(wanted_rows())).all()
             sizes = (await session.execute(select(ComputePool.key, ComputePool.num_inference))).all()
         for pool, size in sizes:
             self._allotments.set_serving(pool, size)
-        roots: dict[str, _Root] = {}
-        for model, backbone, service in rows:
-            answering = backbone if model.kind == ADAPTER else model
-            root = roots.setdefault(answering.key, _Root(answering, backbone))
-            root.pools.update(service.pools)
-            if model.kind == ADAPTER:
-                root.adapters[model.key] = str(model.source)
-            root.is_searched |= service.num_draft_steps is not None
+        roots = find_roots(rows)
+        self._roots = {key: root.model.key for root in roots.values() for key in (root.model.key, *root.adapters)}
         places = self._places({key: root.pools for key, root in roots.items()})
         return {
             (key, pool): Wanted(self._worker(roots[key], device), roots[key].adapters)
@@ -211,10 +182,10 @@ class Serving:
         self._allotments.keep(places)
         return places
 
-    def _worker(self, root: _Root, device: Device) -> WorkerConfig:
-        compute = chosen_compute(root.model, None if root.base is root.model else root.base)
+    def _worker(self, root: Root, device: Device) -> WorkerConfig:
+        compute = root.compute
         return WorkerConfig(
-            model=root.base.source,
+            model=root.target.source,
             key=root.model.key,
             registry=str(self._config.registry),
             engine=EngineConfig(
@@ -228,14 +199,46 @@ class Serving:
             place=device.place,
         )
 
-    def _command(self, wanted: dict[tuple[str, str], Wanted]) -> None:
+    def _command(self, wanted: dict[tuple[str, str], Wanted], retried: Collection[str]) -> None:
+        """retried: models for which what failed is tried again."""
+        again = {self._roots.get(key) for key in retried}
         for place in [place for place, backbone in self._backbones.items() if backbone.done]:
             del self._backbones[place]
+            again.update(self._roots.values())  # what had no room may have it now
         for (key, pool), backbone in self._backbones.items():
             if (key, pool) in wanted or not self._is_moving(key, wanted):
-                backbone.want(wanted.get((key, pool)))
+                backbone.want(self._until_moved(backbone, wanted.get((key, pool)), wanted))
+            if key in again:
+                backbone.retry()
         for place in wanted.keys() - self._backbones.keys():
             self._backbones[place] = Backbone(self._fleet, self.router, wanted[place], self._news.set)
+
+    def _until_moved(
+        self, backbone: Backbone, own: Wanted | None, wanted: dict[tuple[str, str], Wanted]
+    ) -> Wanted | None:
+        """What a backbone shall run while adapters leave it for another: they stay until they answer there.
+
+        Where the other fails they stay, too, but for a draft that nobody wants any longer: it makes room.
+        """
+        if backbone.wanted is None:
+            return own
+        left = own.adapters if own is not None else {}
+        makes_room = own is None and backbone.wanted.config.engine.draft not in (None, NGRAM)
+        reasons = (PENDING.online,) if makes_room else (PENDING.online, "ERROR")
+        leaving = {
+            key: folder
+            for key, folder in backbone.wanted.adapters.items()
+            if key not in left and self._fares(key, wanted) in reasons
+        }
+        return replace(backbone.wanted, adapters={**left, **leaving}) if leaving else own
+
+    def _fares(self, adapter: str, wanted: dict[tuple[str, str], Wanted]) -> str:
+        """How an adapter is where it shall be."""
+        places = [place for place, item in wanted.items() if adapter in item.adapters]
+        if not places:
+            return PENDING.online if self._roots.get(adapter) in self._waiting else OFFLINE.online
+        there = [self._backbones[place].observed() for place in places if place in self._backbones]
+        return together([observed.get(adapter, PENDING) for observed in there] or [PENDING]).online
 
     def _is_moving(self, model: str, wanted: dict[tuple[str, str], Wanted]) -> bool:
         """Whether a model is to run elsewhere and does not yet: until then it stays where it is."""
@@ -255,5 +258,6 @@ class Serving:
                     log.info("model %s: %s%s", row.key, now.online, f" ({now.error})" if now.error else "")
                     is_news = row.online != now.online and now.online in TOLD
                     row.online, row.error = now.online, now.error
+                    self._news.set()  # where an adapter runs depends on how drafts fare
                     if is_news:
                         await announce_model(session, self._notifications, row)
