@@ -141,6 +141,24 @@ def test_a_log_is_cut_where_it_is_too_long(plane: Plane, sdk: Adaptive) -> None:
     assert log.endswith("[the log ends here: it is as long as it may be, ADAPTIVE_JOBS__MAX_LOG_BYTES]\n")
 
 
+def test_a_job_goes_on_though_its_log_takes_nothing_more(plane: Plane, sdk: Adaptive) -> None:
+    before, job = sdk.jobs.run("waiting", 1), sdk.jobs.run("talking", 1)
+    log = plane.config.folder / "jobs" / job.id / "log.txt"
+    until(sdk, job.id, lambda _: log.exists())  # it says what the job waits for
+    log.unlink()
+    log.symlink_to("/dev/full")
+    sdk.jobs.cancel(before.id)
+    done = ended(sdk, job.id)
+    assert done.status.value == "COMPLETED", done.error
+
+
+def test_a_limit_may_be_larger_than_any_memory(plane: Plane, sdk: Adaptive) -> None:
+    query = """mutation { createJob(input: {
+      recipe: "leaving", project: "lab", args: {}, numGpus: 0, maxRamGb: 1e15 }) { id } }"""
+    job = ended(sdk, data(plane, query)["createJob"]["id"])
+    assert job.status.value == "COMPLETED", job.error
+
+
 def test_what_is_deleted_leaves_nothing_behind(plane: Plane, sdk: Adaptive, tiny: Path) -> None:
     query = 'mutation ($path: String!) { addModel(input: {path: $path, name: "Tiny", key: "tiny"}) { id } }'
     data(plane, query, {"path": str(tiny)})
