@@ -303,6 +303,9 @@ def _mask(grammar: Grammar) -> bytes | HarmoniaError:
         return grammar.mask()
     except HarmoniaError as error:
         return error
+    except BaseException:  # noqa: BLE001 - a panic of the library's is no Exception; without an answer all would wait
+        _log.exception("a grammar failed")
+        return HarmoniaError("internal error of the worker; its log says more")
 
 
 def failure(request_id: str, error: HarmoniaError) -> Failed:
