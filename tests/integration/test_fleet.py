@@ -1,13 +1,19 @@
-"""Workers as a fleet starts them: one that cannot be started, and one whose log nobody takes."""
+"""Processes as a fleet starts them: one that cannot be started, one whose log nobody takes, one that finds no end."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
 
 from harmonia.config import EngineConfig, WorkerConfig
+from harmonia.errors import UnavailableError
 from harmonia.fleet import LocalFleet
+from harmonia.fleet.files import inspect_model
 from harmonia.protocol.fleet import WorkerState, WorkerStatus
 
 PATIENCE_S = 90.0
@@ -45,3 +51,10 @@ async def test_a_log_that_cannot_be_passed_on_is_read_all_the_same() -> None:
             assert status().failure is None, status().failure
             await asyncio.sleep(0.02)
     assert "ended with status 0" in heard[-1]
+
+
+async def test_a_model_whose_files_never_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harmonia.fleet.files._PATIENCE_S", 3.0)
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(UnavailableError, match="could not be read within 3 s"):
+        await asyncio.wait_for(inspect_model(str(tmp_path), tmp_path), PATIENCE_S)
