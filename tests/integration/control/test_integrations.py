@@ -266,7 +266,7 @@ async def deliveries(database: Database) -> list[Delivery]:
 
 
 async def until_ended(database: Database) -> Delivery:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             (row,) = await deliveries(database)
             if row.state != "waiting":

@@ -6,7 +6,7 @@ import re
 import signal
 import uuid
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx
@@ -17,7 +17,7 @@ from adaptive_sdk import Adaptive
 from harmonia.config.control import ControlConfig
 from tests.integration.control.asking import data, make_project, refusal
 from tests.integration.control.conftest import Plane
-from tests.integration.control.test_jobs import FAILING, HEAD, LESSON, WAITING, ended, log_of, until
+from tests.integration.control.test_jobs import FAILING, HEAD, LESSON, WAITING, ended, log_of, processes_of_jobs, until
 
 GREEDY = (
     HEAD
@@ -105,6 +105,16 @@ def sdk(plane: Plane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adap
             (folder / f"{name}.py").write_text(source)
             sdk.recipes.upload(str(folder / f"{name}.py"))
         yield sdk
+
+
+def workers_of(job_id: str) -> list[psutil.Process]:
+    """Of a job's processes those that run models."""
+    found = []
+    for process in processes_of_jobs():
+        with suppress(psutil.NoSuchProcess):  # an earlier job's, which ends
+            if process.environ().get("ADAPTIVE_JOB_ID") == job_id and "harmonia.worker" in process.cmdline():
+                found.append(process)
+    return found
 
 
 @pytest.mark.parametrize("where", ["here", "in its children"])
@@ -220,11 +230,7 @@ def test_a_job_can_be_canceled_whatever_it_does(plane: Plane, sdk: Adaptive) -> 
 def test_a_job_whose_worker_hangs_fails_and_frees_its_device(plane: Plane, sdk: Adaptive, tiny: Path) -> None:
     job = sdk.jobs.run("asking", 0, args={"path": str(tiny)})
     until(sdk, job.id, lambda _: "answered" in log_of(plane, job.id))
-    (worker,) = (
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "harmonia.worker" in process.cmdline() and process.environ().get("ADAPTIVE_JOB_ID") == str(job.id)
-    )
+    (worker,) = workers_of(job.id)
     worker.send_signal(signal.SIGSTOP)
     done = ended(sdk, job.id)
     assert done.status.value == "FAILED"
