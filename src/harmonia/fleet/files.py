@@ -9,15 +9,26 @@ from pathlib import Path
 import msgspec
 
 from harmonia.errors import UnavailableError
+from harmonia.fleet.process import exited
 from harmonia.protocol.facts import Answer, ModelFacts
+
+_PATIENCE_S = 120.0
+"""So long a disk may take to say what a model is. What lies in its folder may be no file: some never end."""
 
 
 async def inspect_model(uri: str, registry: Path) -> ModelFacts:
     """What the files of a path or `model_registry://key` say; takes a fifth of a second.
 
-    Errors: UnknownModelError when nothing is there, UnsupportedModelError naming what is wrong with it.
+    Errors: UnknownModelError when nothing is there, UnsupportedModelError naming what is wrong with it,
+    UnavailableError when it takes too long.
     """
-    said = await _run("harmonia.models.facts", uri, str(registry), failure=f"{uri} could not be read")
+    failure = f"{uri} could not be read"
+    try:
+        said = await asyncio.wait_for(_run("harmonia.models.facts", uri, str(registry), failure=failure), _PATIENCE_S)
+    except TimeoutError as error:
+        raise UnavailableError(
+            f"{failure} within {_PATIENCE_S:g} s; see whether its disk answers, and whether all in it are plain files"
+        ) from error
     answer = msgspec.json.decode(said, type=Answer)
     if answer.failure is not None:
         raise answer.failure.error()
@@ -50,6 +61,7 @@ async def _run(module: str, *arguments: str, failure: str) -> bytes:
     finally:
         if process.returncode is None:
             process.kill()
+            await exited(process)
     if process.returncode != 0:
         raise UnavailableError(f"{failure}: {err.decode(errors='replace').strip()}")
     return out

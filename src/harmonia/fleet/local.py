@@ -11,6 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from pathlib import Path
+from subprocess import SubprocessError
 
 import msgspec
 
@@ -108,14 +109,19 @@ class LocalFleet(Fleet):
     async def _keep(self, replica: str, config: WorkerConfig) -> None:
         name, backoff_s, failed_loads = config.key or "bare", FIRST_BACKOFF_S, 0
         while True:
-            process = await WorkerProcess.spawn(config, partial(self._hear, replica), self._environment)
+            refused, ready_s = False, None
             try:
-                ready_s = await self._live(replica, process)
-            finally:
-                await process.stop(self._stop_timeout_s)
+                process = await WorkerProcess.spawn(config, partial(self._hear, replica), self._environment)
+            except (OSError, SubprocessError) as error:  # no memory, no open files, no such cores
+                failure = WorkerFailure(code="worker_lost", message=f"the worker could not be started: {error}")
+            else:
+                try:
+                    ready_s = await self._live(replica, process)
+                finally:
+                    await process.stop(self._stop_timeout_s)
+                refused, failure = process.refused, process.failure()
             failed_loads = failed_loads + 1 if ready_s is None else 0
-            failure = process.failure()
-            if process.refused or failed_loads >= MAX_FAILED_LOADS:
+            if refused or failed_loads >= MAX_FAILED_LOADS:
                 self._change(replica, state=WorkerState.FAILED, pid=None, failure=failure)
                 return
             if ready_s is not None and ready_s > STABLE_AFTER_S:

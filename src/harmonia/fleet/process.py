@@ -156,7 +156,9 @@ class WorkerProcess:
                 self._fatal = msgspec.json.decode(line.removeprefix(FATAL_PREFIX), type=WorkerFailure)
                 return
         self._lines.append(line)
-        self._on_line(line)
+        # A terminal that is gone or a full disk must not stop this reader: the worker would wait for it, for ever.
+        with contextlib.suppress(OSError):
+            self._on_line(line)
 
 
 async def exited(process: asyncio.subprocess.Process) -> int:

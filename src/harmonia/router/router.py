@@ -198,9 +198,12 @@ class Router:
         for replica in replicas:
             await replica.client.request(LoadAdapter(id=_new_id(), key=key, path=path), Done, self._timeout_s)
             await self._refresh(replica)
+        loaded = next((model for replica in replicas for model in replica.description.models if model.key == key), None)
+        if loaded is None:
+            raise WorkerLostError(f"the worker that was to load {key!r} is gone; ask again when it is back")
         # A restarted worker begins without it.
         self._adapters[backbone, key] = path
-        return next(model for model in self.models() if model.key == key)
+        return loaded
 
     async def unload_adapter(self, key: str, only: str | None = None) -> None:
         """Free an adapter's slot on every replica, or on one of them."""

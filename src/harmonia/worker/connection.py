@@ -237,7 +237,9 @@ class Connection:
                 self.deliver(await self._service.answer(message))
         except HarmoniaError as error:
             self.deliver(failure(request_id, error))
-        except Exception:  # noqa: BLE001 - a mistake of ours must end one request, not the connection in silence
+        except asyncio.CancelledError:
+            raise
+        except BaseException:  # noqa: BLE001 - ours or a library's (its panics are no Exception), it must be told
             _log.exception("request %s failed", request_id)
             self.deliver(failure(request_id, HarmoniaError("internal error of the worker; its log says more")))
 

@@ -133,7 +133,9 @@ class Owner:
             answer: Kept = await self._changes.carry_out(self, command)
         except HarmoniaError as error:
             answer = _failed(request_id, error)
-        except Exception:  # noqa: BLE001 - a mistake of ours must end one command, not leave its client waiting
+        except asyncio.CancelledError:
+            raise
+        except BaseException:  # noqa: BLE001 - ours or a library's (its panics are no Exception), it must be told
             _log.exception("command %s failed", request_id)
             answer = _failed(request_id, HarmoniaError("internal error of the worker; its log says more"))
         self._keep(request_id, answer)

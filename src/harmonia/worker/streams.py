@@ -310,6 +310,9 @@ def _ahead(guide: Guide, num_wanted: int, until_s: float) -> Ahead | HarmoniaErr
         return guide.ahead(num_wanted, until_s)
     except HarmoniaError as error:
         return error
+    except BaseException:  # noqa: BLE001 - a panic of the library's is no Exception; without an answer all would wait
+        _log.exception("a grammar failed")
+        return HarmoniaError("internal error of the worker; its log says more")
 
 
 def failure(request_id: str, error: HarmoniaError) -> Failed:

@@ -50,7 +50,7 @@ class Plane:
 
     def __enter__(self) -> Plane:
         self._thread.start()
-        assert self._ready.wait(30), "the control plane did not start"
+        assert self._ready.wait(90), "the control plane did not start"
         return self
 
     def __exit__(self, *_: object) -> None:

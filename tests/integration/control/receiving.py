@@ -36,7 +36,7 @@ class Listener:
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def next(self) -> tuple[str, dict[str, str], bytes]:
-        return self.arrived.get(timeout=20)
+        return self.arrived.get(timeout=90)  # a job that starts on a busy machine
 
     def close(self) -> None:
         self._server.shutdown()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socketserver
 import stat
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -264,7 +266,7 @@ async def deliveries(database: Database) -> list[Delivery]:
 
 
 async def until_ended(database: Database) -> Delivery:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             (row,) = await deliveries(database)
             if row.state != "waiting":
@@ -288,7 +290,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harmonia.server.services.notifications.notifications._LOOK_S", 0.02)
 
 
-LOCAL = Settings(allow_private=True, seconds=2, attempts=3)
+LOCAL = Settings(allow_private=True, seconds=15, attempts=3)
 
 
 @on_both
@@ -386,15 +388,22 @@ class Mailbox(socketserver.StreamRequestHandler):
                 return
 
 
-@pytest.mark.parametrize(("password", "state"), [("", "sent"), ("secret", "failed")])
-async def test_mail_is_sent_and_passwords_never_in_clear(
-    database: Database, tmp_path: Path, password: str, state: str
-) -> None:
-    Mailbox.mails.clear()
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Mailbox) as server:
+class Dawdler(socketserver.BaseRequestHandler):
+    """One that always says something, and never comes to an end."""
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self.request.sendall(b"2")
+                time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def mail_server(kind: type[socketserver.BaseRequestHandler], password: str = "") -> Iterator[dict[str, Any]]:
+    """How it is reached."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), kind) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        secrets = Secrets(ControlConfig(data_dir=tmp_path))
-        connection = {
+        yield {
             "host": "127.0.0.1",
             "port": server.server_address[1],
             "username": "u",
@@ -402,19 +411,40 @@ async def test_mail_is_sent_and_passwords_never_in_clear(
             "from_email": "harmonia@example.com",
             "to_emails": ["a@example.com", "b@example.com"],
         }
-        team = await integration(database, secrets, "smtp", connection, retries=False)
-        notifications = Notifications(LOCAL, database, secrets)
-        notifications.start()
-        await notifications.publish("project:lab:job:failed", Scope(teams=(team,)), {"jobName": "größer"})
-        row = await until_ended(database)
-        await notifications.close()
         server.shutdown()
+
+
+async def mailed(outbox: tuple[Database, Secrets], settings: Settings, connection: dict[str, Any]) -> Delivery:
+    """What became of a message."""
+    database, secrets = outbox
+    team = await integration(database, secrets, "smtp", connection, retries=False)
+    notifications = Notifications(settings, database, secrets)
+    notifications.start()
+    await notifications.publish("project:lab:job:failed", Scope(teams=(team,)), {"jobName": "größer"})
+    row = await until_ended(database)
+    await notifications.close()
+    return row
+
+
+@pytest.mark.parametrize(("password", "state"), [("", "sent"), ("secret", "failed")])
+async def test_mail_is_sent_and_passwords_never_in_clear(
+    outbox: tuple[Database, Secrets], password: str, state: str
+) -> None:
+    Mailbox.mails.clear()
+    with mail_server(Mailbox, password) as connection:
+        row = await mailed(outbox, LOCAL, connection)
     assert row.state == state
     if password:
         assert "not sent in clear" in str(row.error)
     else:
         assert "To: a@example.com, b@example.com" in Mailbox.mails[0]
         assert "Subject: Harmonia: project:lab:job:failed" in Mailbox.mails[0]
+
+
+async def test_a_mail_server_that_never_comes_to_an_end_is_left(outbox: tuple[Database, Secrets]) -> None:
+    with mail_server(Dawdler) as connection:
+        row = await mailed(outbox, Settings(allow_private=True, seconds=1), connection)
+    assert (row.state, "it took longer than 1 s" in str(row.error)) == ("failed", True), row.error
 
 
 # ---------------------------------------------------------------------------------------------- parts

@@ -6,7 +6,7 @@ import re
 import signal
 import uuid
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx
@@ -17,7 +17,7 @@ from adaptive_sdk import Adaptive
 from harmonia.config.control import ControlConfig
 from tests.integration.control.asking import data, make_project, refusal
 from tests.integration.control.conftest import Plane
-from tests.integration.control.test_jobs import FAILING, HEAD, LESSON, WAITING, ended, log_of, until
+from tests.integration.control.test_jobs import FAILING, HEAD, LESSON, WAITING, ended, log_of, processes_of_jobs, until
 
 GREEDY = (
     HEAD
@@ -107,6 +107,16 @@ def sdk(plane: Plane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adap
         yield sdk
 
 
+def workers_of(job_id: str) -> list[psutil.Process]:
+    """Of a job's processes those that run models."""
+    found = []
+    for process in processes_of_jobs():
+        with suppress(psutil.NoSuchProcess):  # an earlier job's, which ends
+            if process.environ().get("ADAPTIVE_JOB_ID") == job_id and "harmonia.worker" in process.cmdline():
+                found.append(process)
+    return found
+
+
 @pytest.mark.parametrize("where", ["here", "in its children"])
 def test_a_job_that_needs_too_much_memory_fails_with_the_name_of_the_limit(
     plane: Plane, sdk: Adaptive, where: str
@@ -139,6 +149,24 @@ def test_a_log_is_cut_where_it_is_too_long(plane: Plane, sdk: Adaptive) -> None:
     log = log_of(plane, job.id)
     assert 50_000 <= len(log) < 51_000
     assert log.endswith("[the log ends here: it is as long as it may be, ADAPTIVE_JOBS__MAX_LOG_BYTES]\n")
+
+
+def test_a_job_goes_on_though_its_log_takes_nothing_more(plane: Plane, sdk: Adaptive) -> None:
+    before, job = sdk.jobs.run("waiting", 1), sdk.jobs.run("talking", 1)
+    log = plane.config.folder / "jobs" / job.id / "log.txt"
+    until(sdk, job.id, lambda _: log.exists())  # it says what the job waits for
+    log.unlink()
+    log.symlink_to("/dev/full")
+    sdk.jobs.cancel(before.id)
+    done = ended(sdk, job.id)
+    assert done.status.value == "COMPLETED", done.error
+
+
+def test_a_limit_may_be_larger_than_any_memory(plane: Plane, sdk: Adaptive) -> None:
+    query = """mutation { createJob(input: {
+      recipe: "leaving", project: "lab", args: {}, numGpus: 0, maxRamGb: 1e15 }) { id } }"""
+    job = ended(sdk, data(plane, query)["createJob"]["id"])
+    assert job.status.value == "COMPLETED", job.error
 
 
 def test_what_is_deleted_leaves_nothing_behind(plane: Plane, sdk: Adaptive, tiny: Path) -> None:
@@ -202,11 +230,7 @@ def test_a_job_can_be_canceled_whatever_it_does(plane: Plane, sdk: Adaptive) -> 
 def test_a_job_whose_worker_hangs_fails_and_frees_its_device(plane: Plane, sdk: Adaptive, tiny: Path) -> None:
     job = sdk.jobs.run("asking", 0, args={"path": str(tiny)})
     until(sdk, job.id, lambda _: "answered" in log_of(plane, job.id))
-    (worker,) = (
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "harmonia.worker" in process.cmdline() and process.environ().get("ADAPTIVE_JOB_ID") == str(job.id)
-    )
+    (worker,) = workers_of(job.id)
     worker.send_signal(signal.SIGSTOP)
     done = ended(sdk, job.id)
     assert done.status.value == "FAILED"

@@ -181,13 +181,14 @@ def test_who_could_use_no_upload_begins_none(plane: Plane) -> None:
 
 
 async def test_what_nobody_goes_on_with_is_dropped(database: Database, tmp_path: Path) -> None:
-    config = ControlConfig(data_dir=tmp_path, files=Files(upload_expiry_hours=0.0001))
+    config = ControlConfig(data_dir=tmp_path, files=Files(upload_expiry_hours=1))
     files = file_store.Files(config)
     uploads = Uploads(config, database, files)
     caller = await new_user(database)
     old = await uploads.begin(caller, NewUpload(2))
     await uploads.put_part(caller, str(old.id), 1, once(b"x"))
-    await asyncio.sleep(0.5)
+    async with database.begin() as session:  # an hour later
+        await session.execute(update(UploadSession).values(expires_at=UploadSession.expires_at - 3_600_000))
     with pytest.raises(EntityNotFoundError, match="expired"):
         await uploads.status(caller, str(old.id))
     fresh = await uploads.begin(caller, NewUpload(1))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harmonia.errors import InvalidRequestError, UnavailableError, UnknownModelError
+from harmonia.errors import InvalidRequestError, UnavailableError, UnknownModelError, WorkerLostError
 from harmonia.protocol.client import Stream
 from harmonia.protocol.fleet import WorkerState
 from harmonia.protocol.messages import Generate, LoadAdapter, TextPrompt
@@ -90,6 +90,19 @@ async def test_restarted_worker_is_found_again_with_its_adapters(
     await ready(router)
     assert LoadAdapter(id=worker.of(LoadAdapter)[-1].id, key="law", path="/adapters/law") in worker.received
     assert {replica for replica, _ in [(model.key, None) for model in router.models()]} == {"tiny", "law"}
+
+
+async def test_an_adapter_for_a_worker_that_is_gone_is_an_error(
+    routed: tuple[Router, StillFleet, list[ScriptedWorker]],
+) -> None:
+    router, fleet, (worker, _) = routed
+    fleet.set("r0", WorkerState.LOADING, worker.path)
+    async with asyncio.timeout(5):
+        while router.find("r0") is not None:
+            await asyncio.sleep(0.005)
+    with pytest.raises(WorkerLostError, match="'law' is gone"):
+        await router.load_adapter("law", "/adapters/law", "tiny", "r0")
+    assert (await router.load_adapter("law", "/adapters/law", "tiny")).key == "law"
 
 
 async def test_broken_connection_is_made_again(routed: tuple[Router, StillFleet, list[ScriptedWorker]]) -> None:

@@ -10,6 +10,7 @@ from harmonia.protocol.messages import (
     Delta,
     Describe,
     Done,
+    Failed,
     Finished,
     Generate,
     Pause,
@@ -64,6 +65,8 @@ class Service:
 
     async def answer(self, command: ClientMessage) -> Done:
         await asyncio.sleep(3600 if command.id == "slow" else 0)
+        if command.id == "panic":
+            raise BaseException("as libraries written in Rust break down")
         return Done(id=command.id)
 
     def hold(self, work: Work) -> None:
@@ -134,3 +137,11 @@ async def test_a_client_that_leaves_cancels_everything(opened) -> None:
     await turns()
     assert service.notes == [("cancel", "a"), ("cancel", "b")]
     assert socket.got == []
+
+
+async def test_what_breaks_down_is_told(opened) -> None:
+    socket, _, _ = opened
+    socket.inbox.put_nowait(encode(Describe(id="panic")))
+    socket.inbox.put_nowait(encode(Describe(id="fine")))
+    await turns()
+    assert [(type(message), message.id) for message in socket.got] == [(Failed, "panic"), (Done, "fine")]

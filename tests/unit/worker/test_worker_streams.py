@@ -172,6 +172,31 @@ async def test_masks_follow_tokens_until_the_grammar_is_complete(desk: Desk) -> 
     assert Drop((seq_id,)) in desk.sent
 
 
+class PanicError(BaseException):
+    """As libraries written in Rust end when they break down."""
+
+
+async def test_a_grammar_that_breaks_down_fails_its_request_only(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    regex = Constraint(kind="regex", source="[ab]c")
+    broken = await desk.intake.generate(Generate(id="broken", model="m", prompt=HI, constraint=regex), desk, 0.0)
+    good = await desk.intake.generate(Generate(id="good", model="m", prompt=HI, constraint=regex), desk, 0.0)
+    first, second = broken.live | good.live
+
+    def break_down() -> bytes:
+        raise PanicError("called `Option::unwrap()` on a `None` value")
+
+    monkeypatch.setattr(broken.grammar(first), "mask", break_down)
+    (a,) = TOKENIZER.encode("a", add_special=False)
+    desk.streams.take([SequenceOutput(seq_id=each, token_ids=(a,)) for each in (first, second)])
+    async with asyncio.timeout(10):
+        while not any(isinstance(command, Mask) and command.num_generated == 1 for command in desk.sent):
+            await asyncio.sleep(0.001)
+    assert [(item.id, item.code) for item in desk.got if isinstance(item, Failed)] == [("broken", "internal")]
+    assert "Option::unwrap" in caplog.text
+
+
 async def test_tokens_outside_the_grammar_fail_the_request(desk: Desk) -> None:
     (seq_id,) = await desk.generate(constraint=Constraint(kind="regex", source="abc"))
     desk.write(seq_id, "x")

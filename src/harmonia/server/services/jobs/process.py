@@ -4,12 +4,13 @@ gateway of this server."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import uuid
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
@@ -36,6 +37,8 @@ _PATIENCE_S = 5.0
 """For so long a job that is stopped may clean up."""
 _TAIL_LINES = 20
 _LOOK_AGAIN_S = 1.0
+_MAX_LIMIT = 2**62
+"""Bytes; the system's numbers for limits end there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +124,13 @@ class JobProcess:
         arguments = self._files.arguments(job.id)
         arguments.write_bytes(msgspec.json.encode(job.args))
         process = await processes.start(MODULE, folder=self._folder, variables=self._variables(arguments), reads=True)
-        _limit_memory(process.pid, job.max_ram_gb)
         assert process.stdin is not None and process.stdout is not None
         process.stdin.close()
         reading = asyncio.create_task(log.copy(process.stdout))
         canceled, ended = asyncio.create_task(self._canceled.wait()), asyncio.create_task(exited(process))
         greedy = asyncio.create_task(_outgrown(process.pid, job.max_ram_gb))
         try:
+            _limit_memory(process.pid, job.max_ram_gb)
             done, _ = await asyncio.wait(
                 (canceled, ended, greedy), timeout=job.max_duration_s, return_when=asyncio.FIRST_COMPLETED
             )
@@ -181,10 +184,10 @@ class _Log:
     def __init__(self, path: Path, max_bytes: int) -> None:
         self._path = path
         self._left = max_bytes
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
 
     def __enter__(self) -> _Log:
-        self._file = self._path.open("ab")
+        self._file = self._path.open("ab", buffering=0)
         self._left -= self._file.tell()
         return self
 
@@ -206,17 +209,18 @@ class _Log:
         """The last lines."""
         with self._path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _BLOCK_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
+            lines = file.read(_BLOCK_BYTES).decode(errors="replace").splitlines()
         return "\n".join(lines[-_TAIL_LINES:])
 
     def _write(self, block: bytes) -> None:
         if self._file is None or self._left <= 0:
             return
-        self._file.write(block[: self._left])
-        self._left -= len(block)
-        if self._left <= 0:
-            self._file.write(b"\n[the log ends here: it is as long as it may be, ADAPTIVE_JOBS__MAX_LOG_BYTES]\n")
-        self._file.flush()
+        # What a full disk does not take is lost: who stopped reading for it would stop the job.
+        with contextlib.suppress(OSError):
+            self._file.write(block[: self._left])
+            self._left -= len(block)
+            if self._left <= 0:
+                self._file.write(b"\n[the log ends here: it is as long as it may be, ADAPTIVE_JOBS__MAX_LOG_BYTES]\n")
 
 
 async def _ready(fleet: LocalFleet) -> str:
@@ -230,8 +234,11 @@ async def _ready(fleet: LocalFleet) -> str:
 
 def _limit_memory(pid: int, gigabytes: float | None) -> None:
     """Of the data that the process makes, not of its addresses: libraries map far more than they use."""
-    if gigabytes is not None and hasattr(resource, "prlimit"):
-        limit = round(gigabytes * 2**30)
+    if gigabytes is None or not hasattr(resource, "prlimit"):
+        return
+    with contextlib.suppress(ProcessLookupError):  # it has ended already
+        _, most = resource.prlimit(pid, resource.RLIMIT_DATA)
+        limit = round(min(gigabytes * 2**30, _MAX_LIMIT if most == resource.RLIM_INFINITY else most))
         resource.prlimit(pid, resource.RLIMIT_DATA, (limit, limit))
 
 

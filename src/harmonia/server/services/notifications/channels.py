@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
 import smtplib
+import socket
 import ssl
+import threading
 import time
 from collections.abc import Mapping
 from email.message import EmailMessage
@@ -103,9 +106,15 @@ class Channels:
 
 
 class _Mail(smtplib.SMTP):
-    """Knows the server by name, and connects to the address that was checked."""
+    """Knows the server by name, and connects to the address that was checked.
+
+    It has so many seconds for everything that is said: smtplib counts them anew with every byte that comes.
+    """
 
     def __init__(self, host: str, address: str, port: int, seconds: float, context: ssl.SSLContext) -> None:
+        self._end = threading.Timer(seconds, self._hang_up)
+        self._end.daemon = True
+        self._is_late = False
         super().__init__(timeout=seconds)
         self._host, self._context = host, context  # certificates are asked for this name
         code, told = self.connect(address, port)
@@ -113,12 +122,44 @@ class _Mail(smtplib.SMTP):
             self.close()
             raise smtplib.SMTPConnectError(code, told)
 
+    def getreply(self) -> tuple[int, bytes]:
+        """What the server says next. TimeoutError once it has had its time."""
+        reply, cause = (-1, b""), None
+        try:
+            reply = super().getreply()
+        except smtplib.SMTPServerDisconnected as error:
+            cause = error
+        if self._is_late:
+            raise TimeoutError(f"it took longer than {self.timeout:g} s") from cause
+        if cause is not None:
+            raise cause
+        return reply
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._end.cancel()
+        super().close()
+
+    def _get_socket(self, host: str, port: int, timeout: float) -> Any:
+        opened = self._secured(super()._get_socket(host, port, timeout))  # type: ignore[misc]  # smtplib's own hook
+        self._end.start()
+        return opened
+
+    def _secured(self, plain: socket.socket) -> socket.socket:
+        return plain
+
+    def _hang_up(self) -> None:
+        """Called in another thread; whoever reads finds the connection closed."""
+        self._is_late = True
+        if self.sock is not None:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+
 
 class _TlsMail(_Mail):
     """The same with encryption from the first byte."""
 
-    def _get_socket(self, host: str, port: int, timeout: float) -> Any:
-        plain = super()._get_socket(host, port, timeout)  # type: ignore[misc]  # smtplib's own hook for this
+    def _secured(self, plain: socket.socket) -> socket.socket:
         return self._context.wrap_socket(plain, server_hostname=self._host)
 
 
