@@ -94,6 +94,9 @@ async def test_what_cannot_be_put_together_is_named(client: HarmonyClient, tiny:
     with pytest.raises(UnsupportedModelError, match="num_draft_steps"):
         await client.model(str(broken)).spawn_inference("never")
     good = make_draft(tmp_path / "good", tiny, str(tiny))
+    for nothing in ("ngrm", "", "model_registry://gone"):
+        with pytest.raises(UnknownModelError, match=rf"the draft '{nothing}' cannot be found .* or 'ngram'"):
+            await client.model(str(tiny)).with_draft(nothing).spawn_inference("never")
     with pytest.raises(InvalidRequestError, match="leave the draft ngram out"):
         await client.model(str(good)).with_draft("ngram").spawn_inference("never")
 

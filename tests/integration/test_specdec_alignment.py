@@ -140,6 +140,16 @@ async def test_prompts_without_room_for_an_answer_are_counted(address: str, tiny
     assert 1 <= dropped <= 3
 
 
+async def test_answers_that_are_too_long_to_learn_from_are_counted(address: str, tiny: Path, tmp_path: Path) -> None:
+    prompts = write_prompts(tmp_path, *(f"{number} " * 150 for number in range(3)))
+    given = {"target_model": str(tiny), "draft_model": "layers:1", "dataset": str(prompts), "steps": 1}
+    records = await accelerate(address, tmp_path / "job", **given, output_model_key="short")
+    (dropped, *_) = [record["num_dropped_samples"] for record in records if record.keys() == {"num_dropped_samples"}]
+    assert 1 <= dropped <= 3
+    with pytest.raises(InvalidRequestError, match="longer with their answer than max_sequence_length 32; raise it"):
+        await accelerate(address, tmp_path / "none", **given, output_model_key="none", max_sequence_length=32)
+
+
 async def test_what_cannot_be_is_said_before_anything_is_loaded(address: str, tiny: Path, tmp_path: Path) -> None:
     given = {"target_model": str(tiny), "draft_model": "layers:1", "dataset": str(write_prompts(tmp_path))}
     with pytest.raises(InvalidRequestError, match="layers:2 is no smaller than the target, which has 2 layers"):

@@ -109,6 +109,12 @@ class Journal(JournalJobNotifier):
         super().complete()
         self._remove(() if self._registry is None else self._registry.keys())
 
+    def sweep(self) -> None:
+        """Remove what the recipe put beside its checkpoints: a job that is resumed begins with one of these."""
+        if self._registry is not None:
+            named = {key for checkpoint in self.state.checkpoints for key in checkpoint.models.values()}
+            self._remove(set(self._registry.keys()) - named)
+
     def report_metrics(self, stage: str, metrics: Mapping[str, Metric]) -> None:
         """Append a record, and show what of it is shown."""
         super().report_metrics(stage, metrics)
@@ -241,6 +247,7 @@ class _Job:
             if self._order.address is None:
                 # It ends without waiting for a save that was canceled.
                 remove_abandoned(self._order.worker.registry_folder())
+                self._journal.sweep()
 
     async def _start_worker(self) -> str:
         """Through its socket in a private folder nobody else reaches it."""

@@ -109,11 +109,12 @@ class ModelBuilder:
         Spawning raises TokenizerMismatchError for a draft of another tokenizer. The engine proposes fewer where more
         would not pay; `Timings.spec_dec_acceptance_rate` tells how many were right.
         """
+        num_draft_steps = num_draft_steps.__index__()
         if num_draft_steps < 1:
             raise InvalidRequestError(f"num_draft_steps must be at least 1 (got {num_draft_steps})")
         if num_draft_steps > MAX_DRAFT_STEPS:
             raise InvalidRequestError(f"num_draft_steps must be at most {MAX_DRAFT_STEPS} (got {num_draft_steps})")
-        return self._with(with_draft=draft_model_path, num_draft_steps=int(num_draft_steps))
+        return self._with(with_draft=draft_model_path, num_draft_steps=num_draft_steps)
 
     def extra_params(self, **params: Any) -> Self:
         """Further settings: `precision` (a name that the worker knows), `invariant` (True: results that do not depend

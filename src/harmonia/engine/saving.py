@@ -15,6 +15,7 @@ from harmonia.errors import InvalidRequestError
 from harmonia.log import get_logger
 from harmonia.models.adaptive_info import AdaptiveInfo, read_info
 from harmonia.models.atomic import read_whole
+from harmonia.models.drafts import require_other_place
 from harmonia.models.peft import SavedAdapter
 from harmonia.models.source import ModelSource
 from harmonia.protocol.base import JsonObject
@@ -52,6 +53,8 @@ class Saver:
             )
         is_adapter = instance.adapter_slot is not None and not request.merged
         info = _info(request.info, source, is_adapter=is_adapter)
+        needed = str(Path(self._path).absolute()) if is_adapter else info.draft_target
+        require_other_place(Path(request.folder), needed)
         head = None if instance.head is None else instance.head.weight_E.detach()[None]
         model: AdapterToSave | ModelToSave
         matrices = {} if instance.adapter_slot is None else self._backbone.bank.read(instance.adapter_slot)

@@ -59,7 +59,7 @@ def pair(registry: ModelRegistry, model: str, draft: str | None = None, num_step
         )
     if draft == NGRAM:
         return Pairing(path, is_ngram=True, num_steps=num_steps)
-    own = path if draft is None else registry.resolve(draft)
+    own = path if draft is None else _draft(draft, registry)
     if adapter_base(own) is not None:
         raise InvalidRequestError(
             f"the draft {draft} is an adapter; give the path of a whole model", field="with_draft"
@@ -86,7 +86,7 @@ def draft_target(path: Path, registry: ModelRegistry) -> Path | None:
             field="path",
         )
     try:
-        target = registry.resolve(name if name.startswith(_PATHS) else f"{SCHEME}{name}")
+        target = registry.resolve(_uri(name))
     except InvalidRequestError as error:
         raise UnknownModelError(
             f"{path} drafts for {name}, which cannot be found ({error.message}); bring that model back, or name "
@@ -101,6 +101,44 @@ def draft_target(path: Path, registry: ModelRegistry) -> Path | None:
             field="path",
         )
     return target
+
+
+def _draft(draft: str, registry: ModelRegistry) -> Path:
+    try:
+        return registry.resolve(draft)
+    except UnknownModelError as error:
+        raise UnknownModelError(
+            f"the draft {draft!r} cannot be found ({error.message}); name a smaller model of the same tokenizer, or "
+            f"{NGRAM!r}",
+            field="with_draft",
+        ) from error
+
+
+def require_other_place(folder: Path, needed: str | None) -> None:
+    """InvalidRequestError for a folder of the registry in which stands what the model that is saved there needs.
+
+    needed: an adapter's base, or the target of a draft, as it is named in the files of the one that is saved.
+    """
+    registry = ModelRegistry(folder.parent)
+    while needed is not None:
+        uri = _uri(needed)
+        path = registry.path_for(uri.removeprefix(SCHEME)) if uri.startswith(SCHEME) else Path(uri).expanduser()
+        if _place(path) == _place(folder):
+            raise InvalidRequestError(
+                f"saved as {folder.name!r} it would take the place of {path}, which it needs as its base or target; "
+                "choose another key",
+                field="model_name",
+            )
+        needed = adapter_base(path)
+
+
+def _uri(name: str) -> str:
+    return name if name.startswith(_PATHS) else f"{SCHEME}{name}"
+
+
+def _place(path: Path) -> Path:
+    """Of an entry, not of what it may link to: a save replaces the link."""
+    return path.parent.resolve() / path.name
 
 
 def _info(path: Path) -> AdaptiveInfo | None:

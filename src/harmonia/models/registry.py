@@ -31,9 +31,10 @@ class ModelRegistry:
         """
         if not uri.startswith(SCHEME):
             path = Path(uri).expanduser()
-            if not path.exists():
+            if not uri or not path.exists():
                 raise UnknownModelError(
-                    f"{uri}: no such file or folder; models of the registry are named {SCHEME}key", field="path"
+                    f"{uri or repr(uri)}: no such file or folder; models of the registry are named {SCHEME}key",
+                    field="path",
                 )
             return path
         key = uri.removeprefix(SCHEME)

@@ -7,7 +7,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
+from harmonia.client.recipe import RecipeContext
 from harmonia.client.table import Table
+from harmonia.errors import InvalidRequestError
+from harmonia.protocol.instances import SCHEME
 from harmonia.trainers import Logger
 
 
@@ -21,6 +24,23 @@ def _model_key(key: str) -> str:
 
 ModelKey = Annotated[str, AfterValidator(_model_key)]
 """Under which a trained model is saved."""
+
+
+async def require_other_key(ctx: RecipeContext, key: str, *needed: str | None) -> None:
+    """Refuse before the training a key under which stands what the trained model will need.
+
+    needed: where a draft's target is, or an adapter's base, as `describe` tells it.
+    """
+    try:
+        there = (await ctx.client.describe(f"{SCHEME}{key}")).path
+    except InvalidRequestError:  # nothing is there, or nothing that can be needed
+        return
+    if there in needed:
+        raise InvalidRequestError(
+            f"output_model_key {key!r} is the key of {there}, which the trained model needs beside itself; choose "
+            "another one",
+            field="output_model_key",
+        )
 
 
 class RenamingLogger(Logger):

@@ -59,6 +59,18 @@ def test_a_job_that_was_canceled_keeps_its_checkpoint(tmp_path: Path) -> None:
     assert command == f"harmonia run --registry {tmp_path / 'registry'} --resume {tmp_path / 'one'}"
 
 
+def test_what_no_checkpoint_names_goes_when_a_job_ends(tmp_path: Path) -> None:
+    registry = ModelRegistry(tmp_path / "registry")
+    job = journal(order(tmp_path))
+    for key in ("mine", "checkpoints/one/untrained", "checkpoints/other/checkpoint-20"):
+        registry.path_for(key).mkdir(parents=True)
+    checkpoint(job, registry, "checkpoints/one/checkpoint-20")
+    job.mark_canceled()
+    job.sweep()
+    job.close()
+    assert registry.keys() == ["checkpoints/one/checkpoint-20", "checkpoints/other/checkpoint-20", "mine"]
+
+
 def test_the_registry_of_another_worker_is_left_alone(tmp_path: Path) -> None:
     registry, asked = ModelRegistry(tmp_path / "registry"), order(tmp_path, address="ws://127.0.0.1:9100")
     keys = ["checkpoints/one/checkpoint-20", "checkpoints/one/checkpoint-40"]
@@ -66,6 +78,7 @@ def test_the_registry_of_another_worker_is_left_alone(tmp_path: Path) -> None:
         for key in keys:
             checkpoint(job, registry, key)
         job.complete()
+        job.sweep()
     assert registry.keys() == keys and not list(next_commands(asked, job.state))
 
 

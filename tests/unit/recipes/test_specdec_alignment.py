@@ -106,6 +106,7 @@ def test_what_knows_nothing_yet_learns_faster() -> None:
         {"divergence": "jensen_shannon"},
         {"on_policy_share": 1.5},
         {"validation_share": 0},
+        {"max_sequence_length": 8},
         {"steps": 0},
         {"epochs": 0},
         {"output_model_key": "a//b"},

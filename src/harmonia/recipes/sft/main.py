@@ -6,7 +6,7 @@ from harmonia.client import StringThread
 from harmonia.client.artifacts import save_with_artifact
 from harmonia.client.recipe import RecipeContext, recipe_main
 from harmonia.errors import InvalidRequestError
-from harmonia.recipes.naming import RenamingLogger
+from harmonia.recipes.naming import RenamingLogger, require_other_key
 from harmonia.trainers import SFT, ValidationLossCallback, get_prod_logger
 
 from .config import SftConfig
@@ -23,6 +23,8 @@ async def sft(config: SftConfig, ctx: RecipeContext) -> None:
 
     builder = await config.model_to_train.to_builder(ctx, tp=config.tp)
     if config.adapter:
+        about = await ctx.client.describe(builder.to_python_dict()["path"])
+        await require_other_key(ctx, config.output_model_key, about.base or about.path)
         builder = builder.with_adapter()
     # Its own for each job, as a worker may have several, and the same when the job is resumed.
     name = f"sft-{ctx.job.job_id[-6:]}"

@@ -105,7 +105,7 @@ class SpecdecAlignmentConfig(InputConfig):
     max_sequence_length: Annotated[
         int,
         Field(
-            ge=1,
+            ge=16,
             title="Max sequence length",
             description="Tokens of a micro-batch and of the longest sample; lower it if memory runs out",
         ),

@@ -14,7 +14,7 @@ from harmonia.client.table import Table
 from harmonia.errors import InvalidRequestError
 from harmonia.log import get_logger
 from harmonia.protocol.instances import SCHEME
-from harmonia.recipes.naming import RenamingLogger
+from harmonia.recipes.naming import RenamingLogger, require_other_key
 from harmonia.trainers import Distillation, Logger, async_map_fallible, get_prod_logger
 
 from .config import Layers, SpecdecAlignmentConfig
@@ -81,7 +81,8 @@ async def specdec_alignment(config: SpecdecAlignmentConfig, ctx: RecipeContext) 
             before = await measure(drafted, held_out, ctx.job.stage_notifier(BEFORE))
         logger(_record(before))
     target = await pair.target.spawn_inference(_name("target", ctx))
-    answers = await answer(target.temperature(config.temperature), prompts, ctx.job.stage_notifier(ANSWERS))
+    stage = ctx.job.stage_notifier(ANSWERS)
+    answers = await answer(target.temperature(config.temperature), prompts, config.max_sequence_length, stage)
     await train(config, ctx, draft, target, answers, logger)
     key = await draft.save(
         config.output_key,
@@ -111,6 +112,7 @@ async def find_pair(config: SpecdecAlignmentConfig, ctx: RecipeContext) -> Pair:
             "target, and this as draft_model to train it further",
             field="target_model",
         )
+    await require_other_key(ctx, config.output_key, about.path, about.base)
     if isinstance(config.draft_model, Layers):
         count, whole = config.draft_model.count, about.base or path
         if count >= about.num_layers:
@@ -122,7 +124,8 @@ async def find_pair(config: SpecdecAlignmentConfig, ctx: RecipeContext) -> Pair:
         # The first ones: of SmolLM2's thirty, the first four agree with it on 5 % of the tokens at once and on 30 %
         # after 15,000 of them; 0, 1, 28 and 29 on none, and on 21 %.
         # It answers prompts itself at most, so its cache should leave room for the target's.
-        draft = ctx.client.model(whole, kv_cache_len=config.max_sequence_length).keep_layers(range(count))
+        kv_cache_len = min(config.max_sequence_length, about.max_seq_len)
+        draft = ctx.client.model(whole, kv_cache_len=kv_cache_len).keep_layers(range(count))
         return Pair(path, target, draft, None)
     draft = await config.draft_model.to_builder(ctx)
     return Pair(path, target, draft, draft.to_python_dict()["path"])
@@ -144,18 +147,34 @@ async def load_prompts(
     return shuffled[count:], shuffled[:count]
 
 
-async def answer(target: InferenceModel, prompts: list[StringThread], stage: StageNotifier) -> list[TokenizedThread]:
-    """What the target answers, all prompts at once; those that leave no room for an answer are counted."""
-    answers = await async_map_fallible(target.generate_tokens, prompts, stage_notifier=stage)
-    answers = [answer for answer in answers if answer.len_last_turn()]
-    if not answers:
+async def answer(
+    target: InferenceModel, prompts: list[StringThread], max_tokens: int, stage: StageNotifier
+) -> list[TokenizedThread]:
+    """What the target answers, all prompts at once; those that leave no room for an answer are counted, and so are
+    those that with it have more than `max_tokens`, which the draft could not learn from."""
+    said = await async_map_fallible(target.generate_tokens, prompts, stage_notifier=stage)
+    said = [answer for answer in said if answer.len_last_turn()]
+    if not said:
         raise InvalidRequestError(
             f"the target answered none of {len(prompts)} prompts, and the log says why; prompts that fill its context "
             "leave no room for an answer",
             field="dataset",
         )
+    answers = [answer for answer in said if len(answer.token_ids) <= max_tokens]
+    if not answers:
+        raise InvalidRequestError(
+            f"all {len(said)} prompts are longer with their answer than max_sequence_length {max_tokens}; raise it, or "
+            "lower max_answer_tokens",
+            field="max_sequence_length",
+        )
     if dropped := len(prompts) - len(answers):
-        log.warning("%d of %d prompts were not answered and are left out", dropped, len(prompts))
+        log.warning(
+            "%d of %d prompts were not answered, or are longer with their answer than max_sequence_length %d, and are "
+            "left out",
+            dropped,
+            len(prompts),
+            max_tokens,
+        )
         stage.report_metrics({"num_dropped_samples": dropped})
     return answers
 
