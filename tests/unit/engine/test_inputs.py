@@ -13,7 +13,7 @@ import torch
 from harmonia.engine.batch import Batch, Work, build_batch
 from harmonia.engine.inputs import DeviceInputs, HostInputs, Room, StepInputs
 from harmonia.engine.requests import SequenceRequest, pack_ids
-from harmonia.engine.sequence import Instance, Sequence
+from harmonia.engine.sequence import Drafter, Instance, Sequence
 from harmonia.engine.steps import Shape, Shapes
 from harmonia.protocol.sampling import SamplingParams
 
@@ -33,7 +33,7 @@ def work(
         sampling=SamplingParams(max_tokens=8),
         arrival_s=time.monotonic(),
     )
-    sequence = Sequence.create(request, Instance("base", 0, b"", adapter), frozenset(), 64)
+    sequence = Sequence.create(request, Instance("base", 0, b"", adapter, drafter=Drafter.MODEL), frozenset(), 64)
     sequence.slot = seq_id
     return Work(sequence, start, count, 0, **{"samples": True, **settings})
 
