@@ -66,6 +66,24 @@ async def test_training_it_trains_the_draft_which_stays_one(client: HarmonyClien
     assert acceptance is not None
 
 
+async def test_an_adapter_in_training_answers_with_its_draft(client: HarmonyClient, tiny: Path) -> None:
+    builder = client.model(str(tiny), kv_cache_len=CACHE).with_adapter(rank=2)
+    both = [await builder.with_draft(str(tiny), 3).spawn_train("drafted", 256)]
+    both.append(await builder.spawn_train("plain", 256))
+    for steps in range(2):
+        told = []
+        for model in both:
+            asked = model.temperature(0.0).max_gen_len(40)
+            told.append(await asked.generate(ASK, return_timings=True))
+            await model.train_language_modelling(ASK.assistant("Something."))
+            await model.optim_step(0.01, 0.0, 1.0, False)
+        (fast, proposed), (slow, nothing) = told
+        assert fast.last_content() == slow.last_content()
+        assert nothing.num_drafted_tokens == 0 < proposed.num_drafted_tokens
+        # Untrained it is its base model; trained it is not what the draft expects.
+        assert (proposed.spec_dec_acceptance_rate == 1) == (steps == 0)
+
+
 async def test_what_cannot_be_put_together_is_named(client: HarmonyClient, tiny: Path, tmp_path: Path) -> None:
     async def refused(path: Path) -> str:
         with pytest.raises(InvalidRequestError) as refusal:

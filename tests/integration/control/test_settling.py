@@ -64,3 +64,16 @@ async def test_a_round_that_had_begun_before_does_not_settle_a_model(serving: Se
     assert not done, "the model is loading"
     assert serving.kept()["tiny"].online == "PENDING"
     settled.cancel()
+
+
+@pytest.mark.parametrize("ticks", range(5))
+async def test_it_ends_though_something_happens_at_that_moment(serving: Serving, ticks: int) -> None:
+    async with asyncio.timeout(20):
+        while serving._in_round or not serving._rounds:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    serving.wake()
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await serving.close()

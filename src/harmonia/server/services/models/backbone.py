@@ -132,9 +132,12 @@ class Backbone:
 
     async def close(self) -> None:
         """Stop following; the fleet ends the workers."""
-        tasks = [self._task, *self._leaving]
-        for task in tasks:
-            task.cancel()
+        tasks = left = {self._task, *self._leaving}
+        while left:
+            for task in left:
+                task.cancel()
+            # What a worker answers at that moment would have it forgotten: `wait_for` returns the answer instead.
+            _, left = await asyncio.wait(left, timeout=_POLL_S)
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _observed_base(self) -> Observed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import replace
 
 from sqlalchemy import select
@@ -143,10 +144,10 @@ class Serving:
             self._in_round, self._rounds = False, self._rounds + 1
             async with self._noted:
                 self._noted.notify_all()
-            try:
-                await asyncio.wait_for(self._news.wait(), _LOOK_AGAIN_S)
-            except TimeoutError:
-                continue
+            with suppress(TimeoutError):
+                # Not `wait_for`, which forgets that it was cancelled if there are news at that moment.
+                async with asyncio.timeout(_LOOK_AGAIN_S):
+                    await self._news.wait()
 
     async def _wanted(self) -> dict[tuple[str, str], Wanted]:
         """By base model or draft, and pool."""
