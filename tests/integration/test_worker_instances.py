@@ -300,7 +300,7 @@ async def test_a_connection_that_is_replaced_is_closed(worker: WorkerProcess, ti
         await old.spawn("moved", tiny)
         assert (await new.do(Hello(id="hello", client=secret))).resumed
         with pytest.raises(ConnectionClosed) as closed:
-            await asyncio.wait_for(old.socket.recv(), 5)
+            await asyncio.wait_for(old.socket.recv(), 30)
         assert closed.value.rcvd.code == 4001
         await new.do(Dealloc(id="dealloc", instance="moved"))
 

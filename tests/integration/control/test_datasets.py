@@ -348,7 +348,7 @@ async def once(content: bytes) -> AsyncIterator[bytes]:
 
 
 async def settled(services: Services, caller: Caller, dataset_id: uuid.UUID) -> Dataset:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             row = await services.datasets.progress(caller, "texts", dataset_id)
             if row.status in ("READY", "FAILED"):

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,6 +18,7 @@ from adaptive_sdk import Adaptive
 from adaptive_sdk.error_handling import AdaptiveEntityNotFoundError
 from adaptive_sdk.graphql_client import AddHFModelInput, JobData
 from adaptive_sdk.graphql_client.exceptions import GraphQLClientGraphQLMultiError
+from sqlalchemy.exc import OperationalError
 from typer.testing import CliRunner
 
 from harmonia.cli import first_models
@@ -25,6 +27,7 @@ from harmonia.config.control import ControlConfig
 from harmonia.errors import InvalidRequestError, UnavailableError
 from harmonia.sdk import Adaptive as OurSdk
 from harmonia.server.db.database import Database
+from harmonia.server.services.notifications.announcements import announce_job
 from harmonia.server.services.services import Services
 from tests.integration.control.conftest import ADMIN, Plane, on_both
 from tests.integration.control.hub import LARGE, Hub
@@ -270,6 +273,22 @@ def test_imports_are_shown_to_their_makers_and_to_those_who_may_import(sdk: Adap
                 with pytest.raises(GraphQLClientGraphQLMultiError, match="lacks the permission 'model:create'"):
                     ask(client, outputModelKey="other")
     assert seen == {"platform-admin": True, "read-only": False}
+
+
+def test_an_import_ends_though_the_database_was_away_when_it_did(
+    sdk: Adaptive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, left = "harmonia.server.services.jobs", iter(range(2))
+
+    async def away(*told: Any) -> None:
+        if next(left, None) is not None:
+            raise OperationalError("SELECT", {}, Exception("the server closed the connection"))
+        await announce_job(*told)
+
+    monkeypatch.setattr(f"{module}.imports.announce_job", away)
+    monkeypatch.setattr(f"{module}.claims._AGAIN_S", 0.05)
+    done = ended(sdk, ask(sdk))
+    assert (done.status.value, done.error, next(left, None)) == ("COMPLETED", None, None)
 
 
 def test_one_file_of_several_is_imported_with_our_sdk(plane: Plane, hub: Hub, smollm2: Path, tmp_path: Path) -> None:

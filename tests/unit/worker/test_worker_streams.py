@@ -182,9 +182,9 @@ async def test_a_grammar_that_breaks_down_fails_its_request_only(
     regex = Constraint(kind="regex", source="[ab]c")
     broken = await desk.intake.generate(Generate(id="broken", model="m", prompt=HI, constraint=regex), desk, 0.0)
     good = await desk.intake.generate(Generate(id="good", model="m", prompt=HI, constraint=regex), desk, 0.0)
-    first, second = broken.live | good.live
+    (first,), (second,) = broken.live, good.live
 
-    def break_down(_num_wanted: int, _until_s: float) -> bytes:
+    def break_down(*_: object) -> None:
         raise PanicError("called `Option::unwrap()` on a `None` value")
 
     monkeypatch.setattr(broken.guide(first), "ahead", break_down)

@@ -12,6 +12,7 @@ import shutil
 import time
 import uuid
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -30,7 +31,7 @@ from harmonia.server.db.models import ComputePool, Model, ModelImport
 from harmonia.server.services import processes
 from harmonia.server.services.access import Caller, by_id_or_key, require_anywhere
 from harmonia.server.services.audit import record
-from harmonia.server.services.jobs.claims import claim, still_runs
+from harmonia.server.services.jobs.claims import claim, still_runs, until_noted
 from harmonia.server.services.jobs.files import JobFiles
 from harmonia.server.services.keys import checked_key, checked_name, key_from
 from harmonia.server.services.models.models import Models, NewModel, registry_entry, require_free_key
@@ -185,7 +186,7 @@ class HubImports:
             except Exception:
                 log.exception("the import of %s failed", item.hub_id)
                 error = "the server met an error of its own while it imported the model; its log has the trace"
-            await self._settle(item, error)
+            await until_noted(f"the import of {item.hub_id}", partial(self._settle, item, error))
 
     async def _bring(self, item: ModelImport) -> None:
         folder = registry_entry(self._incoming, item.key)

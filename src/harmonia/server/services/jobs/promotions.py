@@ -12,6 +12,7 @@ import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import select, update
@@ -24,6 +25,7 @@ from harmonia.server.db.database import Database
 from harmonia.server.db.jobs import ACTIVE, Job, JobArtifact, JobStage
 from harmonia.server.services.access import Caller, require_in_project
 from harmonia.server.services.audit import record
+from harmonia.server.services.jobs.claims import until_noted
 from harmonia.server.services.jobs.imports import INCOMING
 from harmonia.server.services.keys import checked_name, key_from
 from harmonia.server.services.models.models import Models, NewModel, find_model, registry_entry, require_free_key
@@ -159,7 +161,7 @@ class Promotions:
             log.exception("the promotion %s failed", job.id)
             error = "the server met an error of its own while it made the model; its log has the trace"
         await asyncio.to_thread(shutil.rmtree, self._incoming(job), ignore_errors=True)
-        await self._settle(job, error)
+        await until_noted(f"promotion {job.id}", partial(self._settle, job, error))
 
     async def _claim(self, job: Job, done: int) -> bool:
         """Whether nobody has canceled it; notes how many models are made."""
