@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,6 +100,16 @@ TIGHT = replace(INVARIANT, cache=CacheConfig(kv_cache_len=160, block_size=16))
 """Sequences are preempted again and again."""
 
 
+@pytest.fixture
+def in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every number of proposals, one after the other: how many pay depends on how long steps take."""
+    turn = itertools.count(3)
+    monkeypatch.setattr(
+        Speculation, "choose", lambda self, count, share, most: Choice(count, max(0, min(next(turn) % 9, most)))
+    )
+
+
+@pytest.mark.usefixtures("in_turn")
 @pytest.mark.parametrize(
     ("draft", "config"),
     [
@@ -125,6 +136,7 @@ def test_answers_are_the_same_with_a_draft(folder: Path, draft: str, config: Eng
     assert proposed / 5 < accepted < proposed if draft == "near" else accepted < proposed, (proposed, accepted)
 
 
+@pytest.mark.usefixtures("in_turn")
 @pytest.mark.parametrize("config", [INVARIANT, TIGHT], ids=["roomy", "tight"])
 def test_a_draft_that_is_the_target_is_always_right(folder: Path, config: EngineConfig) -> None:
     """Or its cache has lost step: with prefix hits, chunks of prompts, preemption, and proposals that come and go."""

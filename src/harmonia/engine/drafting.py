@@ -21,8 +21,6 @@ from harmonia.protocol.instances import MAX_DRAFT_STEPS
 
 _CATCH_UP_TOKENS = 512
 """Tokens of a sequence that the draft computes at most in one step of what it stayed behind; in a trial, of all."""
-_PROBE_ROWS = 32
-"""Proposals of a step in which nothing but what they would bring is to be learnt."""
 _FEW_TOKENS = MAX_DRAFT_STEPS
 """So many tokens that the draft lacks are rows of their own, which run as one captured graph: one or two after a step
 with proposals, some more after a trial without."""
@@ -104,8 +102,6 @@ class DraftScheduler:
         choice, self._is_typical, self._was_asked = self._choice, True, False
         self._room = self._max_tokens if choice.in_earnest else min(self._max_tokens, _CATCH_UP_TOKENS)
         self._rows_left = self._max_rows - choice.num_sequences
-        if not choice.in_earnest:
-            self._rows_left = min(self._rows_left, _PROBE_ROWS)
 
     def num_wanted(self, sequence: Sequence) -> int:
         """Proposals to ask for with the next masks of a sequence under a grammar, going by what was chosen last."""
