@@ -32,12 +32,13 @@ _FEW, _MANY_STEPS = 48, 4
 """Proposals whose mean counts, older ones fade: so many, or those of so many steps where that is more."""
 _EXPLORED = 3
 """Steps after which the cost of none is known."""
-_PROBED, _PROBED_ROWS = 4, 16
+_PROBED, _PROBED_ROWS = 2, 8
 """Proposals of a step that tries whether any pay, at most: for one sequence, and for all where there are several."""
 _FIRST_PAUSE, _TRIAL_STEPS, _PROBE_STEPS, _MAX_TRIAL_STEPS = 16, 3, 1, 32
 """Steps between trials; those of one that are typical, fewer where nothing is proposed; of all kinds, at most."""
 _TRIAL_SHARE, _MAX_LOSS = 0.01, 4
-"""Of the time, what trials may cost; of steps without proposals, what a single one may: it ends where it takes more."""
+"""Of the time, what trials may cost; of steps without proposals, what a single one may in which a draft reads what it
+stayed behind."""
 _WORTHWHILE, _HOPELESS = 1.05, 0.97
 """Gain from which on proposals are taken up, for the draft must first read what it stayed behind, and below which they
 are given up."""
@@ -128,7 +129,13 @@ class _Size:
         return self.costs.setdefault(num_steps, _Cost())
 
     def seconds(self) -> dict[int, float]:
-        return {steps: cost.seconds for steps, cost in self.costs.items() if cost.seconds is not None}
+        """Of typical steps, unless there were none with proposals."""
+        has_typical = any(cost.num_typical for steps, cost in self.costs.items() if steps)
+        return {
+            steps: cost.seconds
+            for steps, cost in self.costs.items()
+            if cost.seconds is not None and (cost.num_typical or not has_typical)
+        }
 
     @property
     def plain_s(self) -> float:
@@ -193,7 +200,8 @@ class Speculation:
             trial.tokens += tokens
             trial.num_seen += 1
             trial.num_typical += is_typical
-            costs_much = size.best_rate and size.lost_in(trial) > _MAX_LOSS * size.plain_s
+            reads_up = size.best_rate and not size.best
+            costs_much = reads_up and size.lost_in(trial) > _MAX_LOSS * size.plain_s
             if trial.num_typical >= trial.length or costs_much:
                 self._end_trial(size, trial)
         elif not size.best_rate:

@@ -93,6 +93,8 @@ class SpecdecAlignmentConfig(InputConfig):
         float,
         Field(ge=0, le=1, title="On-policy share", description="Of the samples, those that the draft answers itself"),
     ] = 0.0
+    """0: a draft that was cut had 35.7 % of its first proposals right after 77 steps, and 35.1 % with a share of 0.25,
+    which took 10 % longer."""
     temperature: Annotated[
         float,
         Field(
