@@ -351,7 +351,7 @@ class Training:
         return head if (head.is_lent or head.is_blocked()) == blocked else None
 
     def _packable(self, now: float) -> list[tuple[Trainer, Call]]:
-        """The first calls of each queue that no barrier precedes, by arrival; nothing while it pays to wait for more."""
+        """The first calls of each queue, before any barrier, by arrival; nothing while it pays to wait for more."""
         waiting = []
         for trainer in self.trainers.values():
             room = _LOOK_AHEAD * self.max_tokens
