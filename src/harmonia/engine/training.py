@@ -30,6 +30,9 @@ from harmonia.train.weights import TrainedWeights
 
 FLUSH_S = 0.005
 """A partly filled micro-batch runs when its instance got no further call for so long."""
+_LOOK_AHEAD = 4
+"""Micro-batches' worth of calls of one instance among which the next one is packed: more would hardly fill it better,
+and tens of thousands may wait, as when somebody asks for a whole data set at once."""
 _COMMAND, _BEGIN = Slice("command", 1), Slice("begin", 1)
 
 
@@ -348,14 +351,16 @@ class Training:
         return head if (head.is_lent or head.is_blocked()) == blocked else None
 
     def _packable(self, now: float) -> list[tuple[Trainer, Call]]:
-        """Calls before the first barrier of each queue, by arrival; nothing while it pays to wait for more."""
+        """The first calls of each queue, before any barrier, by arrival; nothing while it pays to wait for more."""
         waiting = []
         for trainer in self.trainers.values():
+            room = _LOOK_AHEAD * self.max_tokens
             for entry in trainer.queue:
-                if isinstance(entry, Barrier):
+                if isinstance(entry, Barrier) or room <= 0:
                     break
                 if not entry.awaits_teacher:
                     waiting.append((trainer, entry))
+                    room -= entry.num_tokens
         is_full = sum(call.num_tokens for _, call in waiting) >= self.max_tokens
         if not is_full and not any(trainer.is_ripe(now) for trainer, _ in waiting):
             return []

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 
 from harmonia.engine import instances
 from harmonia.engine.requests import SampleArrays, SaveRequest, TrainRequest, pack_ids
+from harmonia.engine.training import Call
 from harmonia.errors import (
     AdapterLimitError,
     InsufficientMemoryError,
@@ -100,6 +101,28 @@ def test_calls_in_any_order_or_company_give_the_same_step(model: str, tmp_path: 
     assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-5)
     # Adam's first step moves each weight by the learning rate in the direction of its gradient.
     assert_equal(left, right, atol=1e-4)
+
+
+def test_a_call_costs_the_same_however_many_wait(bench: Bench, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packing looks at the first ones only, or 6,000 would keep it busy for longer than their products take."""
+    looks = 0
+    num_tokens = Call.num_tokens.fget
+
+    def counted(call: Call) -> int:
+        nonlocal looks
+        looks += 1
+        return int(num_tokens(call))  # type: ignore[misc]
+
+    monkeypatch.setattr(Call, "num_tokens", property(counted))
+    bench.spawn("a", model, rank=2)
+    per_call = []
+    for count in (40, 640):
+        looks = 0
+        replies = bench.begin_training("a", [SAMPLES[0]] * count)
+        bench.drain()
+        assert all(reply.value is not None for reply in replies)
+        per_call.append(looks / count)
+    assert per_call[1] < 1.5 * per_call[0]
 
 
 def test_adapters_that_train_together_equal_each_alone(model: str, tmp_path: Path) -> None:

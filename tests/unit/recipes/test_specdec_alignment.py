@@ -109,6 +109,8 @@ def test_what_knows_nothing_yet_learns_faster() -> None:
         {"max_sequence_length": 8},
         {"steps": 0},
         {"epochs": 0},
+        {"epochs": float("inf")},
+        {"temperature": 101.0},
         {"output_model_key": "a//b"},
     ],
 )

@@ -98,7 +98,10 @@ class SpecdecAlignmentConfig(InputConfig):
     temperature: Annotated[
         float,
         Field(
-            ge=0, title="Temperature", description="Temperature of the target's answers; 0 takes the likeliest tokens"
+            ge=0,
+            le=100,
+            title="Temperature",
+            description="Temperature of the target's answers; 0 takes the likeliest tokens",
         ),
     ] = 0.0
     max_answer_tokens: Annotated[
@@ -130,7 +133,13 @@ class SpecdecAlignmentConfig(InputConfig):
         int, Field(ge=1, title="Samples per batch", description="Samples of one step of the optimizer")
     ] = 8
     epochs: Annotated[
-        float, Field(gt=0, title="Epochs", description="Passes over the target's answers; a part of one is possible")
+        float,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            title="Epochs",
+            description="Passes over the target's answers; a part of one is possible",
+        ),
     ] = 2.0
     steps: Annotated[
         int | None,
