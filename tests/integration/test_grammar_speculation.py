@@ -182,7 +182,7 @@ async def test_answers_are_the_same_with_proposals(
 async def test_what_the_grammar_forces_takes_few_steps(
     target: str, executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One token of a hundred is the model's own choice. That proposals pay is taken for granted: it would be measured."""
+    """One token of a hundred is the model's own choice. It is settled here that proposals pay, not measured."""
     monkeypatch.setattr(Speculation, "choose", lambda self, count, share, most: Choice(count, min(4, most)))
     desk = Desk(target, executor, INVARIANT, **drafts(target)["ngram"])
     constraint = Constraint(kind="regex", source="a" + "bcdefghij" * 11 + "[yz]!")
