@@ -23,6 +23,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+@pytest.fixture(autouse=True)
+def as_many_as_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether proposals pay is not measured here."""
+    monkeypatch.setattr(Speculation, "choose", lambda self, count, share, most: Choice(count, max(0, most)))
+
+
 def asked(folder: str, wanted: int | None) -> tuple[list[int], list[int]]:
     """The answer, and how many tokens were proposed in each step. The draft is the model itself: always right."""
     bench = Bench()
