@@ -54,6 +54,16 @@ def ask(adaptive: Adaptive, model: str, project: str | None = None) -> ChatRespo
     return adaptive.chat.create(messages=ASK, model=model, project=project, temperature=0, max_tokens=40)
 
 
+def ask_until(
+    adaptive: Adaptive, model: str, holds: Callable[[ChatResponse], object], project: str | None = None
+) -> ChatResponse:
+    """The first answer of which it holds. Proposals that do not pay, as with so small a model, are tried seldom."""
+    end = time.monotonic() + 90
+    while not holds(response := ask(adaptive, model, project)):
+        assert time.monotonic() < end, "it never held"
+    return response
+
+
 def said(response: ChatResponse) -> str | None:
     return response.choices[0].message.content
 
@@ -61,6 +71,10 @@ def said(response: ChatResponse) -> str | None:
 def accepted(response: ChatResponse) -> int:
     told = response.usage and response.usage.completion_tokens_details
     return told.accepted_prediction_tokens if told else 0
+
+
+def is_drafted(response: ChatResponse) -> bool:
+    return response.usage is not None and response.usage.acceptance_rate is not None
 
 
 def counted(plane: Plane, replica: str) -> dict[str, float]:

@@ -18,6 +18,7 @@ from tests.integration.control.accelerating import (
     TARGET,
     accepted,
     ask,
+    ask_until,
     client,
     register,
     serving_both,
@@ -48,7 +49,7 @@ def test_it_answers_as_its_target_in_fewer_steps(plane: Plane, tiny: Path, tmp_p
         deployed = published.models.deploy(model=FAST, num_draft_steps=4, wait=True)
         assert (deployed.key, deployed.model.online.value) == (FAST, "ONLINE")
         adaptive.models.deploy(TARGET, wait=True)
-        plain, fast = ask(adaptive, TARGET), ask(adaptive, FAST)
+        plain, fast = ask(adaptive, TARGET), ask_until(adaptive, FAST, accepted)
         assert fast.choices[0].message.content == plain.choices[0].message.content
         again = published.chat.create(messages=ASK, model=FAST, temperature=0, max_tokens=40)
         assert again.choices[0].message.content == plain.choices[0].message.content

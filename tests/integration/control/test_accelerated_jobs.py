@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.integration.control.accelerating import FAST, PROJECT, TARGET, accepted, ask, client
+from tests.integration.control.accelerating import FAST, PROJECT, TARGET, accepted, ask, ask_until, client
 from tests.integration.control.conftest import Plane
 
 RECIPE = '''
@@ -38,7 +38,6 @@ def test_a_draft_that_a_job_saved_is_deployed(plane: Plane, tiny: Path, tmp_path
         assert found is not None and found.backbone is not None
         assert (found.is_spec_dec_draft, found.backbone.key) == (True, TARGET)
         assert adaptive.models.deploy(FAST, wait=True).num_draft_steps == 2
-        fast = ask(adaptive, FAST)
-        assert accepted(fast) > 0
+        fast = ask_until(adaptive, FAST, accepted)
         adaptive.models.deploy(TARGET, wait=True)
         assert ask(adaptive, TARGET).choices[0].message.content == fast.choices[0].message.content
