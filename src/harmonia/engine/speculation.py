@@ -32,7 +32,7 @@ _FEW, _MANY_STEPS = 48, 4
 """Proposals whose mean counts, older ones fade: so many, or those of so many steps where that is more."""
 _EXPLORED = 3
 """Steps after which the cost of none is known."""
-_PROBED, _PROBED_ROWS = 2, 8
+_PROBED, _PROBED_ROWS = 4, 8
 """Proposals of a step that tries whether any pay, at most: for one sequence, and for all where there are several."""
 _FIRST_PAUSE, _TRIAL_STEPS, _PROBE_STEPS, _MAX_TRIAL_STEPS = 16, 3, 1, 32
 """Steps between trials; those of one that are typical, fewer where nothing is proposed; of all kinds, at most."""

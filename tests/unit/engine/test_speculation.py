@@ -108,9 +108,9 @@ def test_it_comes_back_when_proposals_become_right_again() -> None:
 
 def test_a_few_and_none_are_tried_before_anything_is_decided() -> None:
     for is_right in (False, True):
-        assert steps(Speculation(STEPS), 5, is_right=is_right) == [2, 2, 0, 0, 0]
+        assert steps(Speculation(STEPS), 5, is_right=is_right) == [4, 4, 0, 0, 0]
         assert steps(Speculation(STEPS), 5, is_right=is_right, num_sequences=64) == [1, 1, 0, 0, 0]
-        assert steps(Speculation(1), 5, is_right=is_right) == [1, 1, 0, 0, 0]
+        assert steps(Speculation(2), 5, is_right=is_right) == [2, 2, 0, 0, 0]
 
 
 def test_another_number_of_sequences_begins_as_its_neighbour_does() -> None:
