@@ -82,6 +82,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     top_p: float = 1.0
     tools: tuple[JsonObject, ...] = ()
     constraint: Constraint | None = None
+    always_draft: int = 0
 
 
 class InferenceModel:
@@ -126,6 +127,15 @@ class InferenceModel:
     def min_gen_len(self, min_gen_len: int) -> Self:
         """Shortest answer in tokens. 0 unless set."""
         return self._with(min_gen_len=min_gen_len.__index__())
+
+    def always_draft(self, num_draft_steps: int = 1) -> Self:
+        """Have its draft propose so many tokens in every step, whether that pays or not: to measure how many are right.
+
+        No more than it was spawned for. 0: as many as are found to pay, as before.
+        """
+        if num_draft_steps.__index__() < 0:
+            raise InvalidRequestError(f"num_draft_steps must be at least 0 (got {num_draft_steps})")
+        return self._with(always_draft=num_draft_steps.__index__())
 
     def tools(self, tools: Sequence[AnyTool]) -> Self:
         """Tools that it may call, as OpenAI's function objects or their JSON text."""
@@ -242,6 +252,8 @@ class InferenceModel:
             max_ttft_ms=_NO_DEADLINE_MS,
             parse_tools=bool(settings.tools),
             stream=False,
+            num_draft_steps=settings.always_draft or None,
+            always_draft=settings.always_draft > 0,
         )
         async with session.places:
             events = await _events(session.generate(request))

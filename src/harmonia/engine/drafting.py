@@ -42,6 +42,8 @@ class DraftScheduler:
         self._max_rows = max_rows
         self._wanted = Counter[tuple[Drafter, int]]()
         """Queued or running sequences with a draft, by who proposes and how many they get at most."""
+        self._num_insisting = 0
+        """Of these, those that want proposals whether they pay or not."""
         self._has_draft = np.zeros(0, dtype=bool)
         """Blocks in which the draft's half is computed, too."""
         # Of the step that is being put together, or of the last one:
@@ -75,11 +77,13 @@ class DraftScheduler:
         """It came into the queue."""
         if sequence.drafter is not None and sequence.may_draft:
             self._wanted[sequence.drafter, sequence.draft_limit] += 1
+            self._num_insisting += sequence.request.always_draft
 
     def remove(self, sequence: Sequence) -> None:
         """It ended."""
         if sequence.drafter is not None and sequence.may_draft:
             self._wanted -= Counter([(sequence.drafter, sequence.draft_limit)])
+            self._num_insisting -= sequence.request.always_draft
 
     def choose(self, num_known: int, max_running: int) -> bool:
         """Choose how many tokens the next step proposes; to be asked once, before it is put together.
@@ -93,7 +97,9 @@ class DraftScheduler:
             most = min(max(limit for _, limit in self._wanted), self._max_rows // num_sequences - 1)
             share = self._wanted.total() / num_known
             drafters = frozenset(drafter for drafter, _ in self._wanted)
-            choice = self._speculations[drafters].choose(num_sequences, share, most)
+            choice = Choice(num_sequences, max(0, most))
+            if not self._num_insisting:
+                choice = self._speculations[drafters].choose(num_sequences, share, most)
             self._choice = choice._replace(drafters=drafters)
         return was_active or self._choice.num_steps > 0
 

@@ -61,6 +61,8 @@ class SequenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     """Read values along the prompt instead of generating."""
     num_draft_steps: int | None = None
     """Tokens to propose at a time, at most, 0 for none; None: as many as the model was made for."""
+    always_draft: bool = False
+    """Propose in every step, whether that pays or not."""
 
     @property
     def generates(self) -> bool:

@@ -93,6 +93,8 @@ class Generate(_Message, frozen=True, kw_only=True):
     num_draft_steps: int | None = None
     """Tokens to propose at a time, at most, 0 for none; None: as many as the model was spawned for, which is the most
     in any case. Answers do not depend on it."""
+    always_draft: bool = False
+    """Propose in every step, whether that pays or not: to measure a draft."""
     trace: str = ""
     """What asks, as W3C's `traceparent`; empty: not traced."""
 

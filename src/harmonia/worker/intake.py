@@ -111,6 +111,7 @@ class Intake:
             max_ttft_ms=deadline_ms,
             constrained=grammar is not None,
             num_draft_steps=request.num_draft_steps,
+            always_draft=request.always_draft,
         )
         answers = [self._answer(request, index, ids, grammar) for index in range(request.n)]
         work = Generation(

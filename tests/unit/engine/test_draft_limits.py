@@ -29,7 +29,7 @@ def as_many_as_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Speculation, "choose", lambda self, count, share, most: Choice(count, max(0, most)))
 
 
-def asked(folder: str, wanted: int | None) -> tuple[list[int], list[int]]:
+def asked(folder: str, wanted: int | None, *, always_draft: bool = False) -> tuple[list[int], list[int]]:
     """The answer, and how many tokens were proposed in each step. The draft is the model itself: always right."""
     bench = Bench()
     bench.spawn("model", folder, draft=folder, num_draft_steps=4)
@@ -41,6 +41,7 @@ def asked(folder: str, wanted: int | None) -> tuple[list[int], list[int]]:
         sampling=sampling,
         arrival_s=time.monotonic(),
         num_draft_steps=wanted,
+        always_draft=always_draft,
     )
     bench.runtime.add(request)
     bench.drain()
@@ -128,3 +129,13 @@ def test_a_request_says_how_many_tokens_are_proposed(folder: str) -> None:
         answer, proposed = asked(folder, wanted)
         assert answer == plain
         assert max(proposed) == most
+
+
+def test_a_request_may_insist_on_proposals(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where none would pay."""
+    monkeypatch.setattr(Speculation, "choose", lambda self, count, share, most: Choice(count, 0))
+    plain, nothing = asked(folder, None)
+    answer, proposed = asked(folder, None, always_draft=True)
+    assert answer == plain
+    assert set(nothing) == {0}
+    assert proposed[1:-1] and set(proposed[1:-1]) == {4}

@@ -219,10 +219,15 @@ async def spawned(builder: ModelBuilder, name: str) -> AsyncIterator[InferenceMo
 
 
 async def measure(model: InferenceModel, prompts: list[StringThread], stage: StageNotifier | None = None) -> Measured:
-    """Have it answer prompts: how fast, and how much of what a draft proposes is right."""
+    """Have it answer prompts: how fast, and how often a draft knows the next token.
 
-    async def timed(prompt: StringThread) -> Timings:
-        return (await model.generate(prompt, return_timings=True))[1]
+    Each one twice where there is a draft: the worker takes as many proposals as pay, so hardly any of a poor draft.
+    """
+    has_draft = model.get_builder_args().get("with_draft") is not None
+
+    async def timed(prompt: StringThread) -> tuple[Timings, Timings | None]:
+        proposed = (await model.always_draft().generate(prompt, return_timings=True))[1] if has_draft else None
+        return (await model.generate(prompt, return_timings=True))[1], proposed
 
     timings = await async_map_fallible(timed, prompts, 1, stage)
     if not timings:
@@ -232,10 +237,11 @@ async def measure(model: InferenceModel, prompts: list[StringThread], stage: Sta
             field="dataset",
         )
     # First tokens wait for the prompt, of which more or less may be cached.
-    later = [(max(0, each.num_completion_tokens - 1), each.tbt_sec) for each in timings]
+    later = [(max(0, each.num_completion_tokens - 1), each.tbt_sec) for each, _ in timings]
+    proposed = [each for _, each in timings if each is not None]
     return Measured(
-        sum(each.num_drafted_tokens for each in timings),
-        sum(each.num_accepted_tokens for each in timings),
+        sum(each.num_drafted_tokens for each in proposed),
+        sum(each.num_accepted_tokens for each in proposed),
         sum(count for count, _ in later),
         sum(count * seconds for count, seconds in later),
     )
