@@ -29,21 +29,24 @@ def as_many_as_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Speculation, "choose", lambda self, count, share, most: Choice(count, max(0, most)))
 
 
+def request(wanted: int | None, *, always_draft: bool = False, constrained: bool = False) -> SequenceRequest:
+    return SequenceRequest(
+        seq_id=1,
+        model="model",
+        token_ids=pack_ids(tuple(PROMPT)),
+        sampling=SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True),
+        arrival_s=time.monotonic(),
+        num_draft_steps=wanted,
+        always_draft=always_draft,
+        constrained=constrained,
+    )
+
+
 def asked(folder: str, wanted: int | None, *, always_draft: bool = False) -> tuple[list[int], list[int]]:
     """The answer, and how many tokens were proposed in each step. The draft is the model itself: always right."""
     bench = Bench()
     bench.spawn("model", folder, draft=folder, num_draft_steps=4)
-    sampling = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
-    request = SequenceRequest(
-        seq_id=1,
-        model="model",
-        token_ids=pack_ids(tuple(PROMPT)),
-        sampling=sampling,
-        arrival_s=time.monotonic(),
-        num_draft_steps=wanted,
-        always_draft=always_draft,
-    )
-    bench.runtime.add(request)
+    bench.runtime.add(request(wanted, always_draft=always_draft))
     bench.drain()
     return bench.tokens(1), [output.num_drafted for output in bench.outputs[1]]
 
@@ -55,17 +58,7 @@ def guided(folder: str, wanted: int | None, right: list[int], *, wrong_from: int
     """
     bench = Bench()
     bench.spawn("model", folder, draft=folder, num_draft_steps=4)
-    sampling = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
-    request = SequenceRequest(
-        seq_id=1,
-        model="model",
-        token_ids=pack_ids(tuple(PROMPT)),
-        sampling=sampling,
-        arrival_s=time.monotonic(),
-        num_draft_steps=wanted,
-        constrained=True,
-    )
-    bench.runtime.add(request)
+    bench.runtime.add(request(wanted, constrained=True))
     mask, num_wanted = b"\xff" * (VOCAB // 8), 0
     while bench.runtime.has_work:
         known = len(bench.tokens(1)) if 1 in bench.outputs else 0
